@@ -1,0 +1,40 @@
+//! The command line: one file per command. A command parses, calls the library and prints; it holds no mathematics.
+
+pub mod data;
+pub mod tokenizer;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "lynx-gpu", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Machine-readable output on stdout; messages go to stderr.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Generate, check and describe training corpora
+    Data(data::Args),
+    /// Train, inspect and use tokenizers
+    Tokenizer(tokenizer::Args),
+}
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Data(args) => data::run(args, cli.json),
+        Command::Tokenizer(args) => tokenizer::run(args, cli.json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! lynx-gpu trains and runs small language models through WGSL compute shaders (wgpu), with SIMD CPU kernels
+//! as oracle and fallback. `ARCHITECTURE.md` shows the house; rooms are listed top to bottom, and a room uses
+//! only the rooms below it.
+
+pub mod cli;
+pub mod data;
+pub mod error;
+pub mod tokenizer;
+pub mod train;
+
+pub use error::{Error, Result};
