@@ -2,3 +2,5 @@
 //! is deterministic for a given machine and thread count setting, and accumulates in `f32` unless it says otherwise.
 
 pub mod program;
+pub mod simd;
+pub mod threads;
