@@ -133,6 +133,7 @@ macro_rules! multiversion {
         #[allow(clippy::too_many_arguments)]
         $vis fn $name<$(const $N: $nt),*>($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters)]
             fn body<$V: $crate::simd::Isa $(, const $N: $nt)*>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,bmi1,bmi2,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
@@ -161,6 +162,7 @@ macro_rules! multiversion {
         #[allow(clippy::too_many_arguments)]
         $vis unsafe fn $name<$(const $N: $nt),*>($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
+            #[allow(clippy::extra_unused_type_parameters)]
             unsafe fn body<$V: $crate::simd::Isa $(, const $N: $nt)*>($($arg: $ty),*) $(-> $ret)? $body
             // SAFETY (all four): the caller keeps the contract of the body, and `level` never exceeds the processor.
             #[cfg(target_arch = "x86_64")]
@@ -193,6 +195,7 @@ pub const LANES: usize = 16;
 #[repr(align(64))]
 pub struct Lanes(pub [f32; LANES]);
 
+#[allow(clippy::should_implement_trait, reason = "methods chain with fma, max and min")]
 impl Lanes {
     #[inline(always)]
     pub fn splat(v: f32) -> Self {
