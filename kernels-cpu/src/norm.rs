@@ -1,0 +1,471 @@
+//! Layer normalisation (Ba et al. 2016) and root-mean-square normalisation (Zhang and Sennrich 2019) over rows, with gradients.
+//! Parameter gradients are column reductions in fixed blocks, so their bits do not depend on the number of threads.
+
+use crate::reduce::{ROW_BLOCK, sum, sum_sq};
+use crate::simd::{Isa, LANES, Lanes};
+use crate::threads::{SharedMut, par_blocks, par_rows, par_rows_mut};
+
+/// The sums over a row of `f(i)` and `g(i)`, given lane by lane as two products: (sum a b, sum a b c).
+#[inline(always)]
+fn product_sums<V: Isa>(a: &[f32], b: &[f32], offset: f32, c: &[f32], shift: f32) -> (f64, f64) {
+    let (mut s1, mut s2) = (0.0, 0.0);
+    let blocks = a.chunks(ROW_BLOCK).zip(b.chunks(ROW_BLOCK)).zip(c.chunks(ROW_BLOCK));
+    for ((a, b), c) in blocks {
+        let mut acc1 = [Lanes::splat(0.0); 2];
+        let mut acc2 = [Lanes::splat(0.0); 2];
+        let (offset, shift) = (Lanes::splat(offset), Lanes::splat(-shift));
+        let lanes = a.chunks(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES));
+        for (i, ((a, b), c)) in lanes.enumerate() {
+            let (a, b, c) = if a.len() == LANES {
+                (Lanes::load(a), Lanes::load(b), Lanes::load(c))
+            } else {
+                (Lanes::load_partial(a, 0.0), Lanes::load_partial(b, 0.0), Lanes::load_partial(c, 0.0))
+            };
+            let p = a.mul(b.add(offset));
+            acc1[i % 2] = acc1[i % 2].add(p);
+            acc2[i % 2] = p.fma::<V>(c.add(shift), acc2[i % 2]);
+        }
+        s1 += acc1[0].add(acc1[1]).sum() as f64;
+        s2 += acc2[0].add(acc2[1]).sum() as f64;
+    }
+    (s1, s2)
+}
+
+/// The sum over a row of (x - mean)^2.
+#[inline(always)]
+fn centred_sum_sq<V: Isa>(x: &[f32], mean: f32) -> f64 {
+    let mut centred = [0.0f32; ROW_BLOCK];
+    let mut total = 0.0;
+    for x in x.chunks(ROW_BLOCK) {
+        let centred = &mut centred[..x.len()];
+        for (c, &x) in centred.iter_mut().zip(x) {
+            *c = x - mean;
+        }
+        total += sum_sq::<V>(centred);
+    }
+    total
+}
+
+crate::multiversion! {
+    fn layer_norm_rows<V>(
+        x: &[f32], d: usize, gamma: &[f32], beta: Option<&[f32]>, eps: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32],
+    ) {
+        for (((x, y), mean), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(mean).zip(rstd) {
+            let m = (sum::<V>(x) / d as f64) as f32;
+            let r = (1.0 / (centred_sum_sq::<V>(x, m) / d as f64 + eps as f64).sqrt()) as f32;
+            (*mean, *rstd) = (m, r);
+            match beta {
+                Some(beta) => {
+                    for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+                        *y = V::fma((x - m) * r, g, b);
+                    }
+                }
+                None => {
+                    for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
+                        *y = (x - m) * r * g;
+                    }
+                }
+            }
+        }
+    }
+
+    fn layer_norm_grad_rows<V>(
+        x: &[f32], d: usize, gamma: &[f32], mean: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32],
+    ) {
+        let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d));
+        for ((((x, dy), dx), &m), &r) in rows.zip(mean).zip(rstd) {
+            // with xhat = (x - m) r and g = dy gamma: dx = r (g - mean(g) - xhat mean(g xhat))
+            let (s1, s2) = product_sums::<V>(dy, gamma, 0.0, x, m);
+            let (a, b) = ((s1 / d as f64) as f32, (s2 * r as f64 * r as f64 / d as f64) as f32);
+            for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
+                *dx = r * (V::fma(dy, g, -a) - (x - m) * b);
+            }
+        }
+    }
+
+    fn rms_norm_rows<V>(x: &[f32], d: usize, gamma: &[f32], offset: f32, eps: f32, y: &mut [f32], rstd: &mut [f32]) {
+        for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
+            let r = (1.0 / (sum_sq::<V>(x) / d as f64 + eps as f64).sqrt()) as f32;
+            *rstd = r;
+            for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
+                *y = x * r * (g + offset);
+            }
+        }
+    }
+
+    fn rms_norm_grad_rows<V>(
+        x: &[f32], d: usize, gamma: &[f32], offset: f32, rstd: &[f32], dy: &[f32], dx: &mut [f32],
+    ) {
+        let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d));
+        for (((x, dy), dx), &r) in rows.zip(rstd) {
+            // with g = dy gamma: dx = r (g - x r^2 mean(g x))
+            let (_, s) = product_sums::<V>(dy, gamma, offset, x, 0.0);
+            let b = (s * r as f64 * r as f64 / d as f64) as f32;
+            for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
+                *dx = r * V::fma(dy, g + offset, -(x * b));
+            }
+        }
+    }
+
+    /// Adds the rows `first..` of dy (x - mean) rstd and of dy, columns `column..`, to the accumulators.
+    fn param_columns<V>(
+        x: &[f32], dy: &[f32], d: usize, column: usize, mean: Option<&[f32]>, rstd: &[f32],
+        dgamma: &mut [f64], dbeta: Option<&mut [f64]>,
+    ) {
+        let width = dgamma.len();
+        let mut group_gamma = [0.0f32; COLUMN_TILE];
+        let mut group_beta = [0.0f32; COLUMN_TILE];
+        let (group_gamma, group_beta) = (&mut group_gamma[..width], &mut group_beta[..width]);
+        let mut dbeta = dbeta;
+        for (first, rstd_group) in rstd.chunks(ROW_GROUP).enumerate() {
+            group_gamma.fill(0.0);
+            group_beta.fill(0.0);
+            for (i, &r) in rstd_group.iter().enumerate() {
+                let row = first * ROW_GROUP + i;
+                let at = row * d + column;
+                let (x, dy) = (&x[at..at + width], &dy[at..at + width]);
+                let m = mean.map_or(0.0, |mean| mean[row]);
+                for ((g, &x), &dy) in group_gamma.iter_mut().zip(x).zip(dy) {
+                    *g = V::fma(dy, (x - m) * r, *g);
+                }
+                if dbeta.is_some() {
+                    for (b, &dy) in group_beta.iter_mut().zip(dy) {
+                        *b += dy;
+                    }
+                }
+            }
+            for (acc, &g) in dgamma.iter_mut().zip(&*group_gamma) {
+                *acc += g as f64;
+            }
+            if let Some(dbeta) = &mut dbeta {
+                for (acc, &b) in dbeta.iter_mut().zip(&*group_beta) {
+                    *acc += b as f64;
+                }
+            }
+        }
+    }
+}
+
+/// Rows added in `f32` before they go to the `f64` accumulator; rows and columns that one task reduces.
+const ROW_GROUP: usize = 32;
+const ROW_CHUNK: usize = 256;
+const COLUMN_TILE: usize = 256;
+
+/// `y = (x - mean) rstd gamma + beta` for each row of `x`, shaped [rows, d], with `rstd = 1 / sqrt(variance + eps)` and the biased
+/// variance. `gamma` and `beta` are [d]; `mean` and `rstd` are outputs, [rows].
+pub fn layer_norm(
+    x: &[f32],
+    rows: usize,
+    d: usize,
+    gamma: &[f32],
+    beta: Option<&[f32]>,
+    eps: f32,
+    y: &mut [f32],
+    mean: &mut [f32],
+    rstd: &mut [f32],
+) {
+    check(rows, d, &[x.len(), y.len()], &[mean.len(), rstd.len()], &[gamma.len(), beta.map_or(d, |b| b.len())]);
+    let (y, mean, rstd) = (SharedMut::new(y), SharedMut::new(mean), SharedMut::new(rstd));
+    par_rows(if d == 0 { 0 } else { rows }, 4 * d, |r| {
+        let e = r.start * d..r.end * d;
+        // SAFETY: the ranges are disjoint.
+        let (y, mean, rstd) = unsafe { (y.slice(e.clone()), mean.slice(r.clone()), rstd.slice(r)) };
+        layer_norm_rows(&x[e], d, gamma, beta, eps, y, mean, rstd);
+    });
+}
+
+/// The gradient of [`layer_norm`] by `x`: all of [rows, d] except `gamma` [d], `mean` and `rstd` [rows].
+pub fn layer_norm_grad_x(
+    x: &[f32],
+    rows: usize,
+    d: usize,
+    gamma: &[f32],
+    mean: &[f32],
+    rstd: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+) {
+    check(rows, d, &[x.len(), dy.len(), dx.len()], &[mean.len(), rstd.len()], &[gamma.len()]);
+    par_rows_mut(dx, d, 4 * d, |first, dx| {
+        let r = first..first + dx.len() / d;
+        let e = r.start * d..r.end * d;
+        layer_norm_grad_rows(&x[e.clone()], d, gamma, &mean[r.clone()], &rstd[r], &dy[e], dx);
+    });
+}
+
+/// The gradients of [`layer_norm`] by `gamma` and `beta`, each [d]: sums over rows of `dy (x - mean) rstd` and of `dy`.
+pub fn layer_norm_grad_params(
+    x: &[f32],
+    rows: usize,
+    d: usize,
+    mean: &[f32],
+    rstd: &[f32],
+    dy: &[f32],
+    dgamma: &mut [f32],
+    dbeta: Option<&mut [f32]>,
+) {
+    check(
+        rows,
+        d,
+        &[x.len(), dy.len()],
+        &[mean.len(), rstd.len()],
+        &[dgamma.len(), dbeta.as_ref().map_or(d, |b| b.len())],
+    );
+    param_grads(x, rows, d, Some(mean), rstd, dy, dgamma, dbeta);
+}
+
+/// `y = x rstd (gamma + 1 if gamma_plus_one)` for each row of `x`, shaped [rows, d], with `rstd = 1 / sqrt(mean(x^2) + eps)`, an output
+/// [rows]. `gamma` is [d].
+pub fn rms_norm(
+    x: &[f32],
+    rows: usize,
+    d: usize,
+    gamma: &[f32],
+    gamma_plus_one: bool,
+    eps: f32,
+    y: &mut [f32],
+    rstd: &mut [f32],
+) {
+    check(rows, d, &[x.len(), y.len()], &[rstd.len()], &[gamma.len()]);
+    let (y, rstd) = (SharedMut::new(y), SharedMut::new(rstd));
+    par_rows(if d == 0 { 0 } else { rows }, 3 * d, |r| {
+        let e = r.start * d..r.end * d;
+        // SAFETY: the ranges are disjoint.
+        let (y, rstd) = unsafe { (y.slice(e.clone()), rstd.slice(r)) };
+        rms_norm_rows(&x[e], d, gamma, gamma_plus_one as u8 as f32, eps, y, rstd);
+    });
+}
+
+/// The gradient of [`rms_norm`] by `x`.
+pub fn rms_norm_grad_x(
+    x: &[f32],
+    rows: usize,
+    d: usize,
+    gamma: &[f32],
+    gamma_plus_one: bool,
+    rstd: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+) {
+    check(rows, d, &[x.len(), dy.len(), dx.len()], &[rstd.len()], &[gamma.len()]);
+    par_rows_mut(dx, d, 4 * d, |first, dx| {
+        let r = first..first + dx.len() / d;
+        let e = r.start * d..r.end * d;
+        rms_norm_grad_rows(&x[e.clone()], d, gamma, gamma_plus_one as u8 as f32, &rstd[r], &dy[e], dx);
+    });
+}
+
+/// The gradient of [`rms_norm`] by `gamma`, [d]: the sum over rows of `dy x rstd`.
+pub fn rms_norm_grad_params(x: &[f32], rows: usize, d: usize, rstd: &[f32], dy: &[f32], dgamma: &mut [f32]) {
+    check(rows, d, &[x.len(), dy.len()], &[rstd.len()], &[dgamma.len()]);
+    param_grads(x, rows, d, None, rstd, dy, dgamma, None);
+}
+
+fn check(rows: usize, d: usize, elements: &[usize], row_stats: &[usize], params: &[usize]) {
+    assert!(elements.iter().all(|&n| n == rows * d), "tensors are [{rows}, {d}]: {elements:?}");
+    assert!(row_stats.iter().all(|&n| n == rows), "statistics are [{rows}]: {row_stats:?}");
+    assert!(params.iter().all(|&n| n == d), "parameters are [{d}]: {params:?}");
+}
+
+fn param_grads(
+    x: &[f32],
+    rows: usize,
+    d: usize,
+    mean: Option<&[f32]>,
+    rstd: &[f32],
+    dy: &[f32],
+    dgamma: &mut [f32],
+    dbeta: Option<&mut [f32]>,
+) {
+    let (tiles, chunks) = (d.div_ceil(COLUMN_TILE), rows.div_ceil(ROW_CHUNK));
+    let mut partial_gamma = vec![0.0f64; chunks * d];
+    let mut partial_beta = vec![0.0f64; if dbeta.is_some() { chunks * d } else { 0 }];
+    let (shared_gamma, shared_beta) = (SharedMut::new(&mut partial_gamma), SharedMut::new(&mut partial_beta));
+    par_blocks(chunks * tiles, 1, 2 * rows.min(ROW_CHUNK) * d.min(COLUMN_TILE), |task, _| {
+        let (chunk, column) = (task / tiles, task % tiles * COLUMN_TILE);
+        let r = chunk * ROW_CHUNK..rows.min((chunk + 1) * ROW_CHUNK);
+        let range = chunk * d + column..chunk * d + d.min(column + COLUMN_TILE);
+        // SAFETY: each task has its own chunk and tile.
+        let (acc_gamma, acc_beta) = unsafe {
+            (
+                shared_gamma.slice(range.clone()),
+                if shared_beta.is_empty() { None } else { Some(shared_beta.slice(range)) },
+            )
+        };
+        let e = r.start * d..r.end * d;
+        param_columns(&x[e.clone()], &dy[e], d, column, mean.map(|m| &m[r.clone()]), &rstd[r], acc_gamma, acc_beta);
+    });
+    let finish = |partial: &[f64], out: &mut [f32]| {
+        for (column, out) in out.iter_mut().enumerate() {
+            *out = (0..chunks).map(|c| partial[c * d + column]).sum::<f64>() as f32;
+        }
+    };
+    finish(&partial_gamma, dgamma);
+    if let Some(dbeta) = dbeta {
+        finish(&partial_beta, dbeta);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::threads::with_threads;
+
+    const SHAPES: [(usize, usize); 9] =
+        [(1, 1), (3, 2), (7, 17), (257, 64), (33, 257), (2, 1025), (600, 31), (0, 8), (300, 384)];
+    const U: f64 = 1.0 / (1 << 24) as f64;
+
+    fn data(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 131) % 1013) as f32 / 337.0 - 1.2).collect()
+    }
+
+    fn close(got: &[f32], want: &[f64], size: &[f64], roundings: f64, what: &str) {
+        for (i, ((&g, &w), &s)) in got.iter().zip(want).zip(size).enumerate() {
+            assert!((g as f64 - w).abs() <= U * roundings * s + 1e-37, "{what}[{i}]: {g} {w} size {s}");
+        }
+    }
+
+    /// The definitions in f64, from the f32 inputs: (y, mean, rstd, dx, dgamma, dbeta) and the sizes of the terms of the last three.
+    struct Judge {
+        y: Vec<f64>,
+        mean: Vec<f64>,
+        rstd: Vec<f64>,
+        dx: Vec<f64>,
+        dgamma: Vec<f64>,
+        dbeta: Vec<f64>,
+        y_size: Vec<f64>,
+        dx_size: Vec<f64>,
+        dgamma_size: Vec<f64>,
+        dbeta_size: Vec<f64>,
+    }
+
+    fn judge(
+        x: &[f32],
+        rows: usize,
+        d: usize,
+        gamma: &[f64],
+        beta: &[f32],
+        eps: f32,
+        dy: &[f32],
+        centred: bool,
+    ) -> Judge {
+        let z = || vec![0.0; rows * d];
+        let mut j = Judge {
+            y: z(),
+            mean: vec![],
+            rstd: vec![],
+            dx: z(),
+            dgamma: vec![0.0; d],
+            dbeta: vec![0.0; d],
+            y_size: z(),
+            dx_size: z(),
+            dgamma_size: vec![0.0; d],
+            dbeta_size: vec![0.0; d],
+        };
+        for r in 0..rows {
+            let x: Vec<f64> = x[r * d..(r + 1) * d].iter().map(|&v| v as f64).collect();
+            let dy: Vec<f64> = dy[r * d..(r + 1) * d].iter().map(|&v| v as f64).collect();
+            let n = d as f64;
+            let m = if centred { x.iter().sum::<f64>() / n } else { 0.0 };
+            let rstd = 1.0 / (x.iter().map(|v| (v - m) * (v - m)).sum::<f64>() / n + eps as f64).sqrt();
+            let hat: Vec<f64> = x.iter().map(|v| (v - m) * rstd).collect();
+            let g: Vec<f64> = dy.iter().zip(gamma).map(|(a, b)| a * b).collect();
+            let a = if centred { g.iter().sum::<f64>() / n } else { 0.0 };
+            let b = g.iter().zip(&hat).map(|(a, b)| a * b).sum::<f64>() / n;
+            let abs_g = g.iter().map(|v| v.abs()).sum::<f64>() / n;
+            let abs_b = g.iter().zip(&hat).map(|(a, b)| (a * b).abs()).sum::<f64>() / n;
+            let abs_x = x.iter().map(|v| v.abs()).sum::<f64>() / n;
+            // the mean is rounded to f32, which moves every centred value by U |mean|, scaled by rstd
+            let moved = rstd * (abs_x + m.abs());
+            for i in 0..d {
+                let k = r * d + i;
+                j.y[k] = hat[i] * gamma[i] + beta[i] as f64;
+                j.y_size[k] = (hat[i].abs() + moved) * gamma[i].abs() + (beta[i] as f64).abs();
+                j.dx[k] = rstd * (g[i] - a - hat[i] * b);
+                j.dx_size[k] =
+                    rstd * (g[i].abs() + abs_g + (hat[i].abs() + moved) * (abs_b + moved * abs_g) + moved * abs_b);
+                j.dgamma[i] += dy[i] * hat[i];
+                j.dgamma_size[i] += dy[i].abs() * (hat[i].abs() + moved);
+                j.dbeta[i] += dy[i];
+                j.dbeta_size[i] += dy[i].abs();
+            }
+            j.mean.push(m);
+            j.rstd.push(rstd);
+        }
+        j
+    }
+
+    #[test]
+    fn layer_norm_and_its_gradients_agree_with_f64() {
+        for (rows, d) in SHAPES {
+            let (x, gamma, beta, dy) = (data(rows * d, 1), data(d, 2), data(d, 3), data(rows * d, 4));
+            let g64: Vec<f64> = gamma.iter().map(|&g| g as f64).collect();
+            let want = judge(&x, rows, d, &g64, &beta, 1e-5, &dy, true);
+            let (mut y, mut mean, mut rstd) = (vec![0.0; rows * d], vec![0.0; rows], vec![0.0; rows]);
+            layer_norm(&x, rows, d, &gamma, Some(&beta), 1e-5, &mut y, &mut mean, &mut rstd);
+            close(&y, &want.y, &want.y_size, 60.0, "y");
+            if d > 1 {
+                close(&rstd, &want.rstd, &want.rstd, 60.0, "rstd"); // one element has variance 0 up to rounding
+            }
+            let mut plain = vec![0.0; rows * d];
+            layer_norm(&x, rows, d, &gamma, None, 1e-5, &mut plain, &mut mean, &mut rstd);
+            let zero = vec![0.0; d];
+            let no_beta = judge(&x, rows, d, &g64, &zero, 1e-5, &dy, true);
+            close(&plain, &no_beta.y, &no_beta.y_size, 60.0, "y without beta");
+            let mut dx = vec![0.0; rows * d];
+            layer_norm_grad_x(&x, rows, d, &gamma, &mean, &rstd, &dy, &mut dx);
+            close(&dx, &want.dx, &want.dx_size, 90.0, "dx");
+            let (mut dgamma, mut dbeta) = (vec![f32::NAN; d], vec![f32::NAN; d]);
+            layer_norm_grad_params(&x, rows, d, &mean, &rstd, &dy, &mut dgamma, Some(&mut dbeta));
+            close(&dgamma, &want.dgamma, &want.dgamma_size, 90.0, "dgamma");
+            close(&dbeta, &want.dbeta, &want.dbeta_size, 40.0, "dbeta");
+            assert!(mean.iter().zip(&want.mean).all(|(&a, &b)| (a as f64 - b).abs() < 1e-5));
+        }
+    }
+
+    #[test]
+    fn rms_norm_and_its_gradients_agree_with_f64_with_and_without_the_offset() {
+        for (rows, d) in SHAPES {
+            for plus_one in [false, true] {
+                let (x, gamma, dy) = (data(rows * d, 1), data(d, 2), data(rows * d, 4));
+                let g64: Vec<f64> = gamma.iter().map(|&g| g as f64 + plus_one as u8 as f64).collect();
+                let zero = vec![0.0; d];
+                let want = judge(&x, rows, d, &g64, &zero, 1e-6, &dy, false);
+                let (mut y, mut rstd, mut dx) = (vec![0.0; rows * d], vec![0.0; rows], vec![0.0; rows * d]);
+                rms_norm(&x, rows, d, &gamma, plus_one, 1e-6, &mut y, &mut rstd);
+                close(&y, &want.y, &want.y_size, 60.0, "y");
+                close(&rstd, &want.rstd, &want.rstd, 60.0, "rstd");
+                rms_norm_grad_x(&x, rows, d, &gamma, plus_one, &rstd, &dy, &mut dx);
+                close(&dx, &want.dx, &want.dx_size, 90.0, "dx");
+                let mut dgamma = vec![f32::NAN; d];
+                rms_norm_grad_params(&x, rows, d, &rstd, &dy, &mut dgamma);
+                close(&dgamma, &want.dgamma, &want.dgamma_size, 90.0, "dgamma");
+            }
+        }
+    }
+
+    #[test]
+    fn parameter_gradients_do_not_depend_on_the_number_of_threads() {
+        let (rows, d) = (1031, 300);
+        let (x, dy, mean, rstd) = (data(rows * d, 1), data(rows * d, 2), data(rows, 3), data(rows, 4));
+        let run = |threads| {
+            with_threads(threads, || {
+                let (mut dgamma, mut dbeta) = (vec![0.0; d], vec![0.0; d]);
+                layer_norm_grad_params(&x, rows, d, &mean, &rstd, &dy, &mut dgamma, Some(&mut dbeta));
+                (dgamma, dbeta)
+            })
+        };
+        let one = run(1);
+        assert!([2, 3, 8].into_iter().all(|threads| run(threads) == one));
+    }
+
+    #[test]
+    fn a_constant_row_and_a_zero_row_stay_finite() {
+        let x = [3.0, 3.0, 3.0, 0.0, 0.0, 0.0];
+        let (mut y, mut mean, mut rstd) = ([0.0; 6], [0.0; 2], [0.0; 2]);
+        layer_norm(&x, 2, 3, &[1.0; 3], None, 1e-5, &mut y, &mut mean, &mut rstd);
+        assert_eq!(y, [0.0; 6]);
+        rms_norm(&x, 2, 3, &[1.0; 3], false, 1e-5, &mut y, &mut rstd);
+        assert!(y.iter().all(|v| v.is_finite()) && y[3..] == [0.0; 3]);
+    }
+}
