@@ -1,6 +1,14 @@
 //! SIMD CPU kernels over slices. This crate knows nothing of graphs or GPUs: every function takes slices and sizes,
 //! is deterministic for a given machine and thread count setting, and accumulates in `f32` unless it says otherwise.
 
+#![allow(clippy::too_many_arguments, reason = "kernels take slices and sizes, not structures")]
+
+pub mod attention;
+pub mod attention_grad;
+#[cfg(test)]
+mod attention_tests;
+mod channels;
+pub mod conv;
 pub mod embed;
 pub mod loss;
 pub mod math;
@@ -11,6 +19,8 @@ pub mod polar;
 pub mod procrustes;
 pub mod program;
 pub mod reduce;
+pub mod scan;
 pub mod simd;
 pub mod softmax;
 pub mod threads;
+pub mod tile;

@@ -1,0 +1,339 @@
+//! Matrix products of tiles that stay in cache, for kernels that keep their operands packed (attention, the matrix form
+//! of the Chebyshev filter). One register block of C is held while a strip of A and a panel of B stream by.
+
+use crate::simd::{Isa, Level};
+
+/// Rows of C come in multiples of this (pad with zeros).
+pub const ROWS: usize = 8;
+/// Columns of B and C come in multiples of this (pad with zeros).
+pub const COLS: usize = 16;
+
+/// `n` rounded up to whole [`ROWS`].
+#[inline(always)]
+pub const fn pad_rows(n: usize) -> usize {
+    n.next_multiple_of(ROWS)
+}
+
+/// `n` rounded up to whole [`COLS`].
+#[inline(always)]
+pub const fn pad_cols(n: usize) -> usize {
+    n.next_multiple_of(COLS)
+}
+
+/// One SIMD register of floats.
+trait Register: Copy {
+    const WIDTH: usize;
+    /// # Safety
+    /// `p` is valid for `WIDTH` reads, and the instruction set is there.
+    unsafe fn load(p: *const f32) -> Self;
+    /// # Safety
+    /// `p` is valid for `WIDTH` writes, and the instruction set is there.
+    unsafe fn store(self, p: *mut f32);
+    /// # Safety
+    /// The instruction set is there.
+    unsafe fn splat(x: f32) -> Self;
+    /// `a * b + self`
+    ///
+    /// # Safety
+    /// The instruction set is there.
+    unsafe fn accumulate(self, a: Self, b: Self) -> Self;
+}
+
+/// Four floats in plain code, for SSE2, NEON and whatever else LLVM makes of it.
+#[derive(Clone, Copy)]
+struct Four([f32; 4]);
+
+impl Register for Four {
+    const WIDTH: usize = 4;
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the trait's contract.
+        Four(unsafe { p.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Four([x; 4])
+    }
+    #[inline(always)]
+    unsafe fn accumulate(self, a: Self, b: Self) -> Self {
+        Four(std::array::from_fn(|i| crate::simd::Baseline::fma(a.0[i], b.0[i], self.0[i])))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Register;
+    use std::arch::x86_64::*;
+
+    impl Register for __m256 {
+        const WIDTH: usize = 8;
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY (all below): the trait's contract.
+            unsafe { _mm256_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm256_storeu_ps(p, self) }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn accumulate(self, a: Self, b: Self) -> Self {
+            unsafe { _mm256_fmadd_ps(a, b, self) }
+        }
+    }
+
+    impl Register for __m512 {
+        const WIDTH: usize = 16;
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { _mm512_loadu_ps(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm512_storeu_ps(p, self) }
+        }
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn accumulate(self, a: Self, b: Self) -> Self {
+            unsafe { _mm512_fmadd_ps(a, b, self) }
+        }
+    }
+}
+
+/// The left operand: element `(i, k)` is at `ptr + i * row + k * col`.
+#[derive(Clone, Copy)]
+pub struct Left {
+    pub ptr: *const f32,
+    pub row: usize,
+    pub col: usize,
+}
+
+impl Left {
+    /// A row-major matrix with `stride` floats from row to row.
+    #[inline(always)]
+    pub fn rows(x: &[f32], stride: usize) -> Self {
+        Left { ptr: x.as_ptr(), row: stride, col: 1 }
+    }
+
+    /// The transpose of a row-major matrix with `stride` floats from row to row.
+    #[inline(always)]
+    pub fn transposed(x: &[f32], stride: usize) -> Self {
+        Left { ptr: x.as_ptr(), row: 1, col: stride }
+    }
+}
+
+/// `C = A B`, or `C += A B` where `accumulate`: A is `m x k`, B row-major `k x n`, C row-major `m x n`; `m` is a multiple
+/// of [`ROWS`] and `n` of [`COLS`]. Each element of C sums over k in ascending order in one accumulator, so its bits do
+/// not depend on the other rows and columns. For use inside kernel bodies.
+///
+/// # Safety
+/// All of A is readable; `V`'s instruction set is there.
+///
+/// # Panics
+/// If `m` or `n` is no such multiple, or B or C is too short.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn matmul<V: Isa>(
+    [m, n, k]: [usize; 3],
+    a: Left,
+    b: &[f32],
+    b_stride: usize,
+    c: &mut [f32],
+    c_stride: usize,
+    accumulate: bool,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(m % ROWS == 0 && n % COLS == 0, "tile product: {m} x {n} is not padded");
+    assert!(n <= c_stride && (m - 1) * c_stride + n <= c.len(), "tile product: C is too short");
+    assert!(k == 0 || (k - 1) * b_stride + n <= b.len(), "tile product: B is too short");
+    let (b, c) = (b.as_ptr(), c.as_mut_ptr());
+    // SAFETY: sizes are checked above, A and the instruction set are the caller's word.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        match V::LEVEL {
+            Level::Avx512 => {
+                use std::arch::x86_64::__m512;
+                let wide = n / 32 * 32;
+                columns::<__m512, 8, 2>(0, wide, m, k, a, b, b_stride, c, c_stride, accumulate);
+                return columns::<__m512, 8, 1>(wide, n, m, k, a, b, b_stride, c, c_stride, accumulate);
+            }
+            Level::Avx2 => {
+                use std::arch::x86_64::__m256;
+                return columns::<__m256, 4, 2>(0, n, m, k, a, b, b_stride, c, c_stride, accumulate);
+            }
+            Level::Baseline => {}
+        }
+        columns::<Four, 4, 2>(0, n, m, k, a, b, b_stride, c, c_stride, accumulate)
+    }
+}
+
+/// # Safety
+/// As [`matmul`]; `from..to` is a multiple of `VECTORS * WIDTH` and `m` of `HEIGHT`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn columns<R: Register, const HEIGHT: usize, const VECTORS: usize>(
+    from: usize,
+    to: usize,
+    m: usize,
+    k: usize,
+    a: Left,
+    b: *const f32,
+    b_stride: usize,
+    c: *mut f32,
+    c_stride: usize,
+    accumulate: bool,
+) {
+    // SAFETY: the contract above keeps every offset inside its matrix.
+    unsafe {
+        for j in (from..to).step_by(VECTORS * R::WIDTH) {
+            for i in (0..m).step_by(HEIGHT) {
+                let mut acc = [[R::splat(0.0); VECTORS]; HEIGHT];
+                let c = c.add(i * c_stride + j);
+                if accumulate {
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        for (v, acc) in acc.iter_mut().enumerate() {
+                            *acc = R::load(c.add(r * c_stride + v * R::WIDTH));
+                        }
+                    }
+                }
+                let (mut a_at, mut b_at) = (a.ptr.add(i * a.row), b.add(j));
+                for _ in 0..k {
+                    let mut right = [R::splat(0.0); VECTORS];
+                    for (v, right) in right.iter_mut().enumerate() {
+                        *right = R::load(b_at.add(v * R::WIDTH));
+                    }
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let left = R::splat(*a_at.add(r * a.row));
+                        for (acc, right) in acc.iter_mut().zip(right) {
+                            *acc = acc.accumulate(left, right);
+                        }
+                    }
+                    a_at = a_at.wrapping_add(a.col);
+                    b_at = b_at.wrapping_add(b_stride);
+                }
+                for (r, acc) in acc.iter().enumerate() {
+                    for (v, acc) in acc.iter().enumerate() {
+                        acc.store(c.add(r * c_stride + v * R::WIDTH));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Copies `rows` rows of `cols` floats, `stride` apart in `x`, times `scale`, into a row-major tile of width
+/// `pad_cols(cols)`; the padding columns and the rows up to `pad_rows(rows)` become zero.
+#[inline(always)]
+pub fn pack(x: &[f32], stride: usize, rows: usize, cols: usize, scale: f32, tile: &mut [f32]) {
+    let width = pad_cols(cols);
+    for (r, out) in tile[..pad_rows(rows) * width].chunks_exact_mut(width).enumerate() {
+        if r < rows {
+            for (o, &x) in out[..cols].iter_mut().zip(&x[r * stride..][..cols]) {
+                *o = x * scale;
+            }
+            out[cols..].fill(0.0);
+        } else {
+            out.fill(0.0);
+        }
+    }
+}
+
+/// As [`pack`], transposed and unscaled: `tile` becomes `cols` rows of `width` floats, the first `rows` of each filled.
+#[inline(always)]
+pub fn pack_transposed(x: &[f32], stride: usize, rows: usize, cols: usize, width: usize, tile: &mut [f32]) {
+    // Sixteen source rows at a time: their current cache lines stay in L1 while one line of each output row is written.
+    for r0 in (0..width).step_by(COLS) {
+        let n = rows.saturating_sub(r0).min(COLS);
+        let source: [&[f32]; COLS] =
+            std::array::from_fn(|r| if r < n { &x[(r0 + r) * stride..][..cols] } else { &[] as &[f32] });
+        if n == COLS {
+            for c in 0..cols {
+                let out: &mut [f32; COLS] = tile[c * width + r0..].first_chunk_mut().expect("a tile of cols x width");
+                for r in 0..COLS {
+                    out[r] = source[r][c];
+                }
+            }
+        } else {
+            for c in 0..cols {
+                let out = &mut tile[c * width + r0..][..COLS];
+                for (r, out) in out.iter_mut().enumerate() {
+                    *out = if r < n { source[r][c] } else { 0.0 };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::polar::tests::noise;
+
+    crate::multiversion! {
+        fn run<V>(size: [usize; 3], a: Left, b: &[f32], b_stride: usize, c: &mut [f32], c_stride: usize, add: bool) {
+            // SAFETY: the tests below give whole matrices.
+            unsafe { matmul::<V>(size, a, b, b_stride, c, c_stride, add) }
+        }
+    }
+
+    #[test]
+    fn tile_product_agrees_with_loops_for_both_layouts_of_a() {
+        for [m, n, k] in [[8, 16, 1], [16, 32, 5], [8, 48, 64], [24, 80, 33], [8, 16, 0]] {
+            let (a, b) = (noise(m * k.max(1), 1), noise(n * k.max(1), 2));
+            for add in [false, true] {
+                for transposed in [false, true] {
+                    let left = if transposed { Left::transposed(&a, m) } else { Left::rows(&a, k) };
+                    let mut c = vec![0.5f32; m * (n + 3)];
+                    run([m, n, k], left, &b, n, &mut c, n + 3, add);
+                    for i in 0..m {
+                        for j in 0..n {
+                            let term = |l: usize| {
+                                let a = if transposed { a[l * m + i] } else { a[i * k + l] };
+                                a as f64 * b[l * n + j] as f64
+                            };
+                            let want = (0..k).map(term).sum::<f64>() + if add { 0.5 } else { 0.0 };
+                            let size = (0..k).map(|l| term(l).abs()).sum::<f64>() + 0.5;
+                            let bound = (k + 1) as f64 * 2f64.powi(-24) * size;
+                            assert!((c[i * (n + 3) + j] as f64 - want).abs() <= bound);
+                        }
+                        assert!(c[i * (n + 3) + n..][..3].iter().all(|&x| x == 0.5), "wrote past a row");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packing_pads_with_zeros() {
+        let x = noise(7 * 21, 3);
+        let mut tile = vec![f32::NAN; pad_rows(7) * pad_cols(19)];
+        pack(&x, 21, 7, 19, 2.0, &mut tile);
+        for r in 0..pad_rows(7) {
+            for c in 0..pad_cols(19) {
+                let want = if r < 7 && c < 19 { 2.0 * x[r * 21 + c] } else { 0.0 };
+                assert_eq!(tile[r * pad_cols(19) + c], want);
+            }
+        }
+        let mut tile = vec![f32::NAN; 19 * 32];
+        pack_transposed(&x, 21, 7, 19, 32, &mut tile);
+        for c in 0..19 {
+            for r in 0..32 {
+                assert_eq!(tile[c * 32 + r], if r < 7 { x[r * 21 + c] } else { 0.0 });
+            }
+        }
+    }
+}
