@@ -98,7 +98,6 @@ pub(crate) fn for_each_block(
 }
 
 /// One block of channels of one batch row of a `[batch, time, channels]` tensor that several threads write.
-#[derive(Clone, Copy)]
 pub(crate) struct Column<'a> {
     tensor: &'a SharedMut<'a, f32>,
     first: usize,
@@ -121,9 +120,9 @@ impl<'a> Column<'a> {
 
     /// The block at time `t`.
     #[inline(always)]
-    pub(crate) fn at(&self, t: usize) -> &mut [f32] {
+    pub(crate) fn at(&mut self, t: usize) -> &mut [f32] {
         let at = self.first + t * self.stride;
-        // SAFETY: the word given in `new`; each caller uses one slice at a time.
+        // SAFETY: the word given in `new`; `&mut self` leaves one slice at a time.
         unsafe { self.tensor.slice(at..at + self.width) }
     }
 }

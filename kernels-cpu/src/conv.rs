@@ -68,9 +68,9 @@ pub fn conv_backward_weight(shape: ConvShape, x: &[f32], dy: &[f32], dw: &mut [f
     let shared = SharedMut::new(&mut parts);
     for_each_block(batch, channels, time * rows * BLOCK, |b, block| {
         // SAFETY: items own disjoint blocks.
-        let out = unsafe { Column::new(&shared, b, rows, channels, &block) };
+        let mut out = unsafe { Column::new(&shared, b, rows, channels, &block) };
         let first = b * time * channels + block.start;
-        weight_block(shape, block.len(), tail(x, first), tail(dy, first), out);
+        weight_block(shape, block.len(), tail(x, first), tail(dy, first), &mut out);
     });
     let mut total = vec![0.0; rows * channels];
     sum_parts(&parts, &mut total);
@@ -86,10 +86,10 @@ fn run(shape: ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, ahead: bool
     let y = SharedMut::new(y);
     for_each_block(batch, channels, time * taps.max(1) * BLOCK, |b, block| {
         // SAFETY: items own disjoint blocks.
-        let out = unsafe { Column::new(&y, b, time, channels, &block) };
+        let mut out = unsafe { Column::new(&y, b, time, channels, &block) };
         let first = b * time * channels + block.start;
         let bias = bias.map(|bias| &bias[block.clone()]);
-        tap_block(shape, block.len(), tail(x, first), tail(&taps_first, block.start), bias, ahead, out);
+        tap_block(shape, block.len(), tail(x, first), tail(&taps_first, block.start), bias, ahead, &mut out);
     });
 }
 
@@ -102,7 +102,7 @@ crate::multiversion! {
         w: &[f32],
         bias: Option<&[f32]>,
         ahead: bool,
-        y: Column<'_>,
+        y: &mut Column<'_>,
     ) {
         let start = bias.map_or(ZERO, load);
         for t in 0..shape.time {
@@ -117,7 +117,7 @@ crate::multiversion! {
         }
     }
 
-    fn weight_block<V>(shape: ConvShape, width: usize, x: &[f32], dy: &[f32], out: Column<'_>) {
+    fn weight_block<V>(shape: ConvShape, width: usize, x: &[f32], dy: &[f32], out: &mut Column<'_>) {
         let at = |x: &[f32], t: usize| -> Block { load(&x[t * shape.channels..][..width]) };
         for k in 0..=shape.taps {
             let mut total = ZERO;

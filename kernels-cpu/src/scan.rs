@@ -127,10 +127,10 @@ crate::multiversion! {
 
     /// Scans `range` from `state`; returns the last state through `state` and, where asked for, writes all states.
     fn scan_block<V>(g: View<'_>, u: View<'_>, range: Range<usize>, state: &mut [f32], h: Option<Column<'_>>) {
-        let mut s = load(state);
+        let (mut s, mut h) = (load(state), h);
         for t in range {
             s = fma::<V>(g.at(t), s, u.at(t));
-            if let Some(h) = h {
+            if let Some(h) = &mut h {
                 store(s, h.at(t));
             }
         }
@@ -161,7 +161,7 @@ crate::multiversion! {
                     c = mul(g.at(t), add(dy.at(t), c));
                 }
             }
-            Some(out) => {
+            Some(mut out) => {
                 for t in range.rev() {
                     let s = add(dy.at(t), c);
                     store(s, out.du.at(t));
