@@ -5,13 +5,12 @@
 
 pub mod attention;
 pub mod attention_grad;
-#[cfg(test)]
-mod attention_tests;
-mod channels;
 pub mod conv;
 pub mod embed;
+pub mod gemm;
 pub mod loss;
 pub mod math;
+pub mod movement;
 pub mod norm;
 pub mod optim;
 pub mod philox;
@@ -19,6 +18,7 @@ pub mod polar;
 pub mod procrustes;
 pub mod program;
 pub mod reduce;
+pub mod rope;
 pub mod scan;
 pub mod simd;
 pub mod softmax;
