@@ -5,6 +5,9 @@
 
 pub mod attention;
 pub mod attention_grad;
+#[cfg(test)]
+mod attention_tests;
+mod channels;
 pub mod conv;
 pub mod embed;
 pub mod gemm;
