@@ -4,7 +4,11 @@
 
 pub mod cli;
 pub mod data;
+pub mod device;
 pub mod error;
+pub mod graph;
+pub mod ops;
+pub mod tensor;
 pub mod tokenizer;
 pub mod train;
 

@@ -1,0 +1,11 @@
+//! WGSL through wgpu: capabilities, lowering of calls to dispatches (pure), pipelines and buffers, and the runner.
+
+mod context;
+mod lowering;
+mod runner;
+mod shader;
+
+pub use context::{Context, Options};
+pub use lowering::{Bind, Buf, Caps, Dispatch, Features, Limits, Lowered, Lowering, Params, Shader, lower};
+pub use runner::{Runner, workspace_bytes};
+pub use shader::render;

@@ -1,0 +1,158 @@
+//! Devices and the executors that run a `Work` on them: `reference` (f64, naive: the judge), `cpu` (SIMD kernels)
+//! and `gpu` (WGSL through wgpu). A device knows buffers, kernels and calls; it never knows what a model is.
+
+pub mod cpu;
+pub mod gpu;
+pub mod kernel;
+pub mod reference;
+pub mod work;
+
+pub use kernel::{CpuCall, Kernel, Unsupported};
+pub use work::{BufferSpec, Call, Cost, Home, Place, Work};
+
+use crate::tensor::{HostTensor, TensorType};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A place that can run work.
+#[derive(Clone, Debug)]
+pub enum Device {
+    Reference,
+    Cpu,
+    Gpu(Arc<gpu::Context>),
+}
+
+impl Device {
+    pub fn name(&self) -> String {
+        match self {
+            Device::Reference => "reference (f64)".into(),
+            Device::Cpu => "cpu".into(),
+            Device::Gpu(context) => context.name(),
+        }
+    }
+
+    /// Makes `work` ready to run: allocates its buffers (variables come from `store`, created there when new) and, on a GPU,
+    /// compiles its pipelines.
+    pub fn prepare(&self, work: Work, store: &mut Store) -> Result<Box<dyn Executable>> {
+        Ok(match self {
+            Device::Reference => Box::new(reference::Runner::new(work, store)?),
+            Device::Cpu => Box::new(cpu::Runner::new(work, store)?),
+            Device::Gpu(context) => Box::new(gpu::Runner::new(context.clone(), work, store)?),
+        })
+    }
+}
+
+/// Work made ready on one device; can be run any number of times without allocating.
+pub trait Executable {
+    /// Fills an input. The type must be the declared one.
+    fn write_input(&mut self, name: &str, value: &HostTensor) -> Result<()>;
+    fn run(&mut self) -> Result<()>;
+    fn read_output(&mut self, name: &str) -> Result<HostTensor>;
+    /// Bytes of the buffers this executable owns or uses (variables included).
+    fn allocated_bytes(&self) -> u64;
+    /// What the device could not do as asked: calls that fell back to the CPU (with reasons), dispatches that were split.
+    fn notes(&self) -> ExecutionNotes {
+        ExecutionNotes::default()
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct ExecutionNotes {
+    pub dispatches: usize,
+    /// Calls that needed more dispatches than one because of a binding, workgroup-count or time limit.
+    pub split: Vec<String>,
+    /// "node: reason" of each call that runs on its CPU twin.
+    pub fallback: Vec<String>,
+    /// Labels of the kernels chosen, one per dispatch (tests assert which variant ran).
+    pub kernels: Vec<String>,
+    pub submissions: usize,
+}
+
+/// Named variables (weights, optimiser state) in a device's memory, shared by every executable made with this store.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) device: Device,
+    pub(crate) variables: BTreeMap<String, Variable>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Variable {
+    pub ty: TensorType,
+    pub memory: Memory,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Memory {
+    Reference(reference::Shared),
+    Cpu(Arc<cpu::Buffer>),
+    Gpu(wgpu::Buffer),
+}
+
+impl Store {
+    pub fn new(device: &Device) -> Self {
+        Store { device: device.clone(), variables: BTreeMap::new() }
+    }
+
+    /// Creates a variable of zeros, or checks that the existing one has this type.
+    pub fn declare(&mut self, name: &str, ty: &TensorType) -> Result<()> {
+        if let Some(v) = self.variables.get(name) {
+            if v.ty != *ty {
+                return Err(Error::Graph(format!("variable '{name}' is {} but a graph declares it {ty}", v.ty)));
+            }
+            return Ok(());
+        }
+        let memory = match &self.device {
+            Device::Reference => Memory::Reference(reference::Shared::zeros(ty)),
+            Device::Cpu => Memory::Cpu(Arc::new(cpu::Buffer::zeroed(ty.bytes()))),
+            Device::Gpu(context) => Memory::Gpu(context.create_buffer(name, ty.bytes())?),
+        };
+        self.variables.insert(name.into(), Variable { ty: ty.clone(), memory });
+        Ok(())
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = (&str, &TensorType)> {
+        self.variables.iter().map(|(n, v)| (n.as_str(), &v.ty))
+    }
+
+    fn get(&self, name: &str) -> Result<&Variable> {
+        self.variables.get(name).ok_or_else(|| Error::Graph(format!("no variable is named '{name}'")))
+    }
+
+    pub fn write(&mut self, name: &str, value: &HostTensor) -> Result<()> {
+        let v = self.get(name)?;
+        if v.ty != value.ty() {
+            return Err(Error::Graph(format!("variable '{name}' is {}, the value given is {}", v.ty, value.ty())));
+        }
+        match (&v.memory, &self.device) {
+            (Memory::Reference(m), _) => m.set(value.to_f64()),
+            // SAFETY: executables only touch the memory inside `run`, which cannot overlap this call on one thread.
+            (Memory::Cpu(m), _) => unsafe { m.write(&value.to_bytes()) },
+            (Memory::Gpu(m), Device::Gpu(context)) => context.write(m, &value.to_bytes())?,
+            (Memory::Gpu(_), _) => unreachable!("a GPU buffer belongs to a GPU store"),
+        }
+        Ok(())
+    }
+
+    pub fn read(&self, name: &str) -> Result<HostTensor> {
+        let v = self.get(name)?;
+        Ok(match (&v.memory, &self.device) {
+            (Memory::Reference(m), _) => m.get().to_host(v.ty.dtype),
+            (Memory::Cpu(m), _) => HostTensor::from_bytes(&v.ty, m.bytes()),
+            (Memory::Gpu(m), Device::Gpu(context)) => HostTensor::from_bytes(&v.ty, &context.read(m, v.ty.bytes())?),
+            (Memory::Gpu(_), _) => unreachable!("a GPU buffer belongs to a GPU store"),
+        })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.variables.values().map(|v| v.ty.bytes()).sum()
+    }
+}
+
+/// Finds an input or output by name, or says which names exist.
+pub(crate) fn find<'a, T>(what: &str, items: impl Iterator<Item = (&'a str, T)> + Clone, name: &str) -> Result<T> {
+    items.clone().find(|(n, _)| *n == name).map(|(_, t)| t).ok_or_else(|| {
+        let names: Vec<_> = items.map(|(n, _)| n).collect();
+        Error::Graph(format!("no {what} is named '{name}' (there are: {})", names.join(", ")))
+    })
+}

@@ -1,0 +1,61 @@
+//! What a graph asks of an operator, beyond running it (`device::Kernel`). One file in `ops/` implements both.
+
+use super::{Gradient, Value};
+use crate::Result;
+use crate::device::{Cost, Kernel};
+use crate::tensor::TensorType;
+use kernels_cpu::program::Program;
+use std::sync::Arc;
+
+pub trait Op: Kernel {
+    /// The types of the outputs, or why the inputs do not fit. The graph adds the node's name and the shapes.
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String>;
+
+    /// Writes the gradient with respect to each input as graph nodes: `None` where there is none (indices, masks).
+    /// Called only when some output has a gradient; `cx.grad(o)` gives it, or zeros where it has none.
+    fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>>;
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let sum = |ts: &[TensorType]| ts.iter().map(|t| t.bytes() as f64).sum::<f64>();
+        let flops = outputs.iter().map(|t| t.elements() as f64).sum();
+        Cost { flops, bytes_read: sum(inputs), bytes_written: sum(outputs) }
+    }
+
+    /// Pairs (input, output): the output may be written over the input's memory. The types must be equal.
+    fn in_place(&self) -> Vec<(usize, usize)> {
+        vec![]
+    }
+
+    /// Pairs that are always in place (optimisers): the input must be a variable that this node updates.
+    fn must_alias(&self) -> Vec<(usize, usize)> {
+        vec![]
+    }
+
+    /// The output is the input's bytes under another shape: costs nothing.
+    fn is_view(&self) -> bool {
+        false
+    }
+
+    /// The elementwise program, when the operator is one: chains of these are fused.
+    fn program(&self) -> Option<&Program> {
+        None
+    }
+
+    /// The same elementwise operator with another program (made by fusion), over the iteration space `shape`.
+    fn with_program(&self, _program: Program, _shape: &[usize]) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// An elementwise operator over `inputs` may be absorbed into this operator's epilogue: `position` is the consumer's
+    /// operand that is this operator's output. Returns the fused operator; its inputs are this one's followed by the
+    /// consumer's others in order.
+    fn absorb(&self, _own: &[TensorType], _consumer: &Program, _position: usize, _inputs: &[TensorType]) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// Operators whose every run must happen even when the same one with the same inputs exists (none so far: random
+    /// operators are functions of their counter). Kept out of common-subexpression elimination when false.
+    fn is_pure(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,276 @@
+//! A graph made ready: order, lifetimes, buffers, in-place decisions, bytes. Built once, replayed every step, so memory is
+//! known before the first step and does not grow.
+
+use super::passes::PassStats;
+use super::{Graph, Kind, Op, Role, Value};
+use crate::device::{BufferSpec, Call, Cost, Device, Executable, Home, Place, Store, Work, gpu};
+use crate::{Error, Result};
+use serde::Serialize;
+use std::collections::HashMap;
+
+/// Bytes by purpose. The sum is what the device allocates for this plan.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct MemoryReport {
+    pub weights: u64,
+    pub gradients: u64,
+    pub optimizer: u64,
+    /// Variables with another purpose, inputs and constants.
+    pub other: u64,
+    pub activations: u64,
+    /// Scratch memory and parameter blocks of GPU kernels.
+    pub workspace: u64,
+}
+
+impl MemoryReport {
+    pub fn total(&self) -> u64 {
+        self.weights + self.gradients + self.optimizer + self.other + self.activations + self.workspace
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The graph after the passes; `Work::calls` follow its nodes.
+    pub graph: Graph,
+    pub passes: PassStats,
+    pub work: Work,
+    pub memory: MemoryReport,
+}
+
+impl Plan {
+    pub fn new(graph: &Graph) -> Result<Plan> {
+        let (graph, passes) = graph.optimised()?;
+        Self::without_passes(graph, passes)
+    }
+
+    /// Plans the graph as it is written (tests compare both ways).
+    pub fn unoptimised(graph: &Graph) -> Result<Plan> {
+        Self::without_passes(graph.without_dead(&mut 0), PassStats::default())
+    }
+
+    fn without_passes(graph: Graph, passes: PassStats) -> Result<Plan> {
+        let (work, memory) = Builder::new(&graph).build()?;
+        Ok(Plan { graph, passes, work, memory })
+    }
+
+    /// FLOPs and bytes moved by one run.
+    pub fn cost(&self) -> Cost {
+        let mut total = Cost::default();
+        self.work.calls.iter().for_each(|c| total += c.cost);
+        total
+    }
+
+    /// The memory report with the workspace that `device` needs.
+    pub fn memory_on(&self, device: &Device) -> MemoryReport {
+        let workspace = match device {
+            Device::Gpu(context) => gpu::workspace_bytes(&self.work, context.caps()),
+            _ => 0,
+        };
+        MemoryReport { workspace, ..self.memory.clone() }
+    }
+
+    /// Declares the variables in `store` and makes the plan ready on the store's device.
+    pub fn prepare(&self, store: &mut Store) -> Result<Box<dyn Executable>> {
+        for (v, name, _) in self.graph.variables() {
+            store.declare(name, self.graph.ty(v))?;
+        }
+        let device = store.device.clone();
+        device.prepare(self.work.clone(), store)
+    }
+}
+
+struct Builder<'g> {
+    graph: &'g Graph,
+    /// The value whose memory each value uses: itself, or through views the value viewed.
+    root: HashMap<Value, Value>,
+    /// Index of the last node that reads a root; `usize::MAX` when the host or an update needs it at the end.
+    last_use: HashMap<Value, usize>,
+    update_of: HashMap<Value, Value>,
+    buffers: Vec<BufferSpec>,
+    buffer_of: HashMap<Value, usize>,
+    /// Root that a transient buffer holds now.
+    free: Vec<usize>,
+}
+
+impl<'g> Builder<'g> {
+    fn new(graph: &'g Graph) -> Self {
+        let mut root = HashMap::new();
+        for (i, node) in graph.nodes.iter().enumerate() {
+            let view = matches!(&node.kind, Kind::Op(op) if op.is_view());
+            for port in 0..node.outputs.len() {
+                let v = Value { node: i as u32, port: port as u16 };
+                let r = if view { root[&node.inputs[0]] } else { v };
+                root.insert(v, r);
+            }
+        }
+        let mut last_use = HashMap::new();
+        for (i, node) in graph.nodes.iter().enumerate() {
+            for v in &node.inputs {
+                last_use.insert(root[v], i);
+            }
+        }
+        let held = graph.outputs.iter().map(|(_, v)| v).chain(graph.updates.iter().map(|(_, v)| v));
+        for v in held {
+            last_use.insert(root[v], usize::MAX);
+        }
+        let update_of = graph.updates.iter().map(|(var, new)| (*new, *var)).collect();
+        Builder { graph, root, last_use, update_of, buffers: vec![], buffer_of: HashMap::new(), free: vec![] }
+    }
+
+    fn build(mut self) -> Result<(Work, MemoryReport)> {
+        let mut work = Work::default();
+        for (i, node) in self.graph.nodes.iter().enumerate() {
+            let value = Value { node: i as u32, port: 0 };
+            match &node.kind {
+                Kind::Input(name) => {
+                    self.dedicated(value, Home::Input(name.clone()));
+                    work.inputs.push((name.clone(), self.place(value)));
+                }
+                Kind::Variable(name, _) => self.dedicated(value, Home::Variable(name.clone())),
+                Kind::Constant(c) => self.dedicated(value, Home::Constant(c.clone())),
+                Kind::Op(op) if op.is_view() => {}
+                Kind::Op(op) => {
+                    self.place_outputs(i, op.as_ref())?;
+                    let outputs = (0..node.outputs.len()).map(|p| Value { node: i as u32, port: p as u16 });
+                    let inputs: Vec<Place> = node.inputs.iter().map(|v| self.place(*v)).collect();
+                    let types: Vec<_> = inputs.iter().map(|p| p.ty.clone()).collect();
+                    work.calls.push(Call {
+                        kernel: op.clone(),
+                        label: node.name.clone(),
+                        outputs: outputs.map(|v| self.place(v)).collect(),
+                        cost: op.cost(&types, &node.outputs),
+                        inputs,
+                    });
+                }
+            }
+            self.release(i);
+        }
+        for (var, new) in &self.graph.updates {
+            let (from, to) = (self.place(*new), self.place(*var));
+            if from.buffer != to.buffer {
+                work.copies.push((from, to));
+            }
+        }
+        work.outputs = self.graph.outputs.iter().map(|(n, v)| (n.clone(), self.place(*v))).collect();
+        let memory = self.report();
+        work.buffers = self.buffers;
+        Ok((work, memory))
+    }
+
+    fn place(&self, v: Value) -> Place {
+        Place { buffer: self.buffer_of[&self.root[&v]], ty: self.graph.ty(v).clone() }
+    }
+
+    fn dedicated(&mut self, v: Value, home: Home) {
+        self.buffers.push(BufferSpec { bytes: self.graph.ty(v).bytes(), home });
+        self.buffer_of.insert(v, self.buffers.len() - 1);
+    }
+
+    fn place_outputs(&mut self, index: usize, op: &dyn Op) -> Result<()> {
+        let node = &self.graph.nodes[index];
+        let mut taken = Vec::new();
+        let forced = op.must_alias();
+        let allowed = op.in_place();
+        for port in 0..node.outputs.len() {
+            let out = Value { node: index as u32, port: port as u16 };
+            let chosen = match forced.iter().find(|(_, o)| *o == port) {
+                Some((i, _)) => Some(self.forced_alias(index, node.inputs[*i], out)?),
+                None => allowed
+                    .iter()
+                    .filter(|(_, o)| *o == port)
+                    .find_map(|(i, _)| self.alias(index, *i, out))
+                    .filter(|b| !taken.contains(b)),
+            };
+            let buffer = chosen.unwrap_or_else(|| self.allocate(self.graph.ty(out).bytes()));
+            taken.push(buffer);
+            self.buffer_of.insert(out, buffer);
+        }
+        Ok(())
+    }
+
+    /// The buffer of operand `i` when output `out` may overwrite it.
+    fn alias(&self, index: usize, i: usize, out: Value) -> Option<usize> {
+        let node = &self.graph.nodes[index];
+        let v = node.inputs[i];
+        let root = self.root[&v];
+        let buffer = *self.buffer_of.get(&root)?;
+        let shared = node.inputs.iter().any(|w| *w != v && self.root[w] == root);
+        let same = self.graph.ty(v) == self.graph.ty(out);
+        let free = match &self.buffers[buffer].home {
+            Home::Transient => self.last_use.get(&root) == Some(&index),
+            Home::Variable(_) => self.update_of.get(&out) == Some(&root) && self.last_use.get(&root) == Some(&index),
+            _ => false,
+        };
+        (same && free && !shared).then_some(buffer)
+    }
+
+    fn forced_alias(&self, index: usize, v: Value, out: Value) -> Result<usize> {
+        let root = self.root[&v];
+        let ok = self.update_of.get(&out) == Some(&root) && self.last_use.get(&root).is_none_or(|&l| l <= index);
+        if !ok {
+            let (node, var) = (&self.graph.nodes[index].name, self.graph.name(v));
+            return Err(Error::Graph(format!(
+                "node '{node}' changes '{var}' in place: it must be the variable's update and its last reader"
+            )));
+        }
+        Ok(self.buffer_of[&root])
+    }
+
+    /// Best fit among free transient buffers; else the largest one grows; else a new one.
+    fn allocate(&mut self, bytes: u64) -> usize {
+        let fit = self.free.iter().copied().filter(|b| self.buffers[*b].bytes >= bytes).min_by_key(|b| self.buffers[*b].bytes);
+        let chosen = fit.or_else(|| self.free.iter().copied().max_by_key(|b| self.buffers[*b].bytes));
+        match chosen {
+            Some(b) => {
+                self.free.retain(|x| *x != b);
+                self.buffers[b].bytes = self.buffers[b].bytes.max(bytes);
+                b
+            }
+            None => {
+                self.buffers.push(BufferSpec { bytes, home: Home::Transient });
+                self.buffers.len() - 1
+            }
+        }
+    }
+
+    /// Returns the buffers of roots that nothing reads after node `index`.
+    fn release(&mut self, index: usize) {
+        let node = &self.graph.nodes[index];
+        let own = (0..node.outputs.len()).map(|p| Value { node: index as u32, port: p as u16 });
+        let mut ended: Vec<Value> = node.inputs.iter().map(|v| self.root[v]).chain(own.map(|v| self.root[&v])).collect();
+        ended.sort_unstable();
+        ended.dedup();
+        for root in ended {
+            let done = self.last_use.get(&root).is_none_or(|&l| l <= index);
+            let buffer = self.buffer_of[&root];
+            // An in-place successor holds the same buffer and is still alive.
+            let inherited = self.buffer_of.iter().any(|(v, b)| {
+                *b == buffer && *v != root && self.last_use.get(v).is_some_and(|&l| l > index) && v.node as usize <= index
+            });
+            if done && !inherited && self.buffers[buffer].home == Home::Transient && !self.free.contains(&buffer) {
+                self.free.push(buffer);
+            }
+        }
+    }
+
+    fn report(&self) -> MemoryReport {
+        let mut report = MemoryReport::default();
+        let roles: HashMap<&str, Role> = self.graph.variables().map(|(_, n, r)| (n, r)).collect();
+        let gradients: Vec<usize> =
+            self.graph.tags.iter().filter(|(_, r)| *r == Role::Gradient).map(|(v, _)| self.buffer_of[&self.root[v]]).collect();
+        for (i, spec) in self.buffers.iter().enumerate() {
+            let line = match &spec.home {
+                Home::Variable(name) => match roles[name.as_str()] {
+                    Role::Parameter => &mut report.weights,
+                    Role::Gradient => &mut report.gradients,
+                    Role::Optimizer => &mut report.optimizer,
+                    Role::State => &mut report.other,
+                },
+                Home::Input(_) | Home::Constant(_) => &mut report.other,
+                Home::Transient if gradients.contains(&i) => &mut report.gradients,
+                Home::Transient => &mut report.activations,
+            };
+            *line += spec.bytes;
+        }
+        report
+    }
+}

@@ -1,0 +1,43 @@
+//! One operator, one place: a file here (its parameters, type rules, gradient, cost, how each executor runs it, and its test
+//! cases), a shader in `shaders/`, a kernel in `kernels-cpu`. Adding an operator is adding its name to the list below; parity
+//! tests, gradient checks, `verify` and benchmarks find it there.
+
+pub mod case;
+pub mod check;
+
+use crate::graph::{Graph, Op};
+pub use case::{Case, Sample, Values};
+
+/// An operator as tests and benchmarks see it.
+pub struct Spec {
+    pub name: &'static str,
+    /// Shapes and value distributions that exercise it, the nasty ones included.
+    pub cases: fn() -> Vec<Case>,
+}
+
+macro_rules! operators {
+    ($($module:ident),* $(,)?) => {
+        $(pub mod $module;)*
+
+        /// Every operator of every module.
+        pub fn registry() -> Vec<Spec> {
+            let mut all = Vec::new();
+            $(all.extend($module::specs());)*
+            all
+        }
+    };
+}
+
+operators! {
+    pointwise,
+    reduce,
+    reshape,
+}
+
+/// The text of a shader file.
+#[macro_export]
+macro_rules! shader {
+    ($name:literal) => {
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name))
+    };
+}
