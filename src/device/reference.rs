@@ -70,7 +70,10 @@ impl Runner {
         for (place, value) in call.outputs.iter().zip(outputs) {
             if value.data.len() != place.ty.elements() {
                 let (name, label) = (call.kernel.name(), &call.label);
-                return Err(Error::Graph(format!("{label} ({name}): reference gave {:?}, not {}", value.shape, place.ty)));
+                return Err(Error::Graph(format!(
+                    "{label} ({name}): reference gave {:?}, not {}",
+                    value.shape, place.ty
+                )));
             }
             self.buffers[place.buffer].set(value);
         }

@@ -49,7 +49,13 @@ pub trait Op: Kernel {
     /// An elementwise operator over `inputs` may be absorbed into this operator's epilogue: `position` is the consumer's
     /// operand that is this operator's output. Returns the fused operator; its inputs are this one's followed by the
     /// consumer's others in order.
-    fn absorb(&self, _own: &[TensorType], _consumer: &Program, _position: usize, _inputs: &[TensorType]) -> Option<Arc<dyn Op>> {
+    fn absorb(
+        &self,
+        _own: &[TensorType],
+        _consumer: &Program,
+        _position: usize,
+        _inputs: &[TensorType],
+    ) -> Option<Arc<dyn Op>> {
         None
     }
 

@@ -123,7 +123,8 @@ impl Graph {
                 let producer = &rewrite.graph.nodes[v.node as usize];
                 let fits = single.get(&v) == Some(&true) && producer.outputs.len() == 1;
                 let same_space = producer.outputs[0].shape == node.outputs[0].shape && node.outputs.len() == 1;
-                if let (true, true, Some((_, inner))) = (fits, same_space && producer.outputs[0].dtype == DType::F32, program_of(producer))
+                if let (true, true, Some((_, inner))) =
+                    (fits, same_space && producer.outputs[0].dtype == DType::F32, program_of(producer))
                     && let Some((merged, operands)) = inline(&program, &inputs, operand, inner, &producer.inputs)
                 {
                     // Operands taken over from the producer have already been through this loop.
@@ -194,7 +195,13 @@ fn program_of(node: &Node) -> Option<(&Arc<dyn Op>, &Program)> {
 }
 
 /// `outer` with its operand `position` computed by `inner` instead of read. `None` when the result would be too big.
-fn inline(outer: &Program, operands: &[Value], position: usize, inner: &Program, inner_operands: &[Value]) -> Option<(Program, Vec<Value>)> {
+fn inline(
+    outer: &Program,
+    operands: &[Value],
+    position: usize,
+    inner: &Program,
+    inner_operands: &[Value],
+) -> Option<(Program, Vec<Value>)> {
     let target = operands[position];
     let mut inputs: Vec<Value> = Vec::new();
     for v in operands.iter().filter(|v| **v != target) {

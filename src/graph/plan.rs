@@ -217,7 +217,12 @@ impl<'g> Builder<'g> {
 
     /// Best fit among free transient buffers; else the largest one grows; else a new one.
     fn allocate(&mut self, bytes: u64) -> usize {
-        let fit = self.free.iter().copied().filter(|b| self.buffers[*b].bytes >= bytes).min_by_key(|b| self.buffers[*b].bytes);
+        let fit = self
+            .free
+            .iter()
+            .copied()
+            .filter(|b| self.buffers[*b].bytes >= bytes)
+            .min_by_key(|b| self.buffers[*b].bytes);
         let chosen = fit.or_else(|| self.free.iter().copied().max_by_key(|b| self.buffers[*b].bytes));
         match chosen {
             Some(b) => {
@@ -236,7 +241,8 @@ impl<'g> Builder<'g> {
     fn release(&mut self, index: usize) {
         let node = &self.graph.nodes[index];
         let own = (0..node.outputs.len()).map(|p| Value { node: index as u32, port: p as u16 });
-        let mut ended: Vec<Value> = node.inputs.iter().map(|v| self.root[v]).chain(own.map(|v| self.root[&v])).collect();
+        let mut ended: Vec<Value> =
+            node.inputs.iter().map(|v| self.root[v]).chain(own.map(|v| self.root[&v])).collect();
         ended.sort_unstable();
         ended.dedup();
         for root in ended {
@@ -244,7 +250,10 @@ impl<'g> Builder<'g> {
             let buffer = self.buffer_of[&root];
             // An in-place successor holds the same buffer and is still alive.
             let inherited = self.buffer_of.iter().any(|(v, b)| {
-                *b == buffer && *v != root && self.last_use.get(v).is_some_and(|&l| l > index) && v.node as usize <= index
+                *b == buffer
+                    && *v != root
+                    && self.last_use.get(v).is_some_and(|&l| l > index)
+                    && v.node as usize <= index
             });
             if done && !inherited && self.buffers[buffer].home == Home::Transient && !self.free.contains(&buffer) {
                 self.free.push(buffer);
@@ -255,8 +264,13 @@ impl<'g> Builder<'g> {
     fn report(&self) -> MemoryReport {
         let mut report = MemoryReport::default();
         let roles: HashMap<&str, Role> = self.graph.variables().map(|(_, n, r)| (n, r)).collect();
-        let gradients: Vec<usize> =
-            self.graph.tags.iter().filter(|(_, r)| *r == Role::Gradient).map(|(v, _)| self.buffer_of[&self.root[v]]).collect();
+        let gradients: Vec<usize> = self
+            .graph
+            .tags
+            .iter()
+            .filter(|(_, r)| *r == Role::Gradient)
+            .map(|(v, _)| self.buffer_of[&self.root[v]])
+            .collect();
         for (i, spec) in self.buffers.iter().enumerate() {
             let line = match &spec.home {
                 Home::Variable(name) => match roles[name.as_str()] {

@@ -63,7 +63,9 @@ impl Sample {
         let data = match &self.values {
             Values::Normal(s) => (0..n).map(|_| s * rng.normal()).collect(),
             Values::Uniform(lo, hi) => (0..n).map(|_| lo + (hi - lo) * rng.uniform()).collect(),
-            Values::Int(lo, hi) => (0..n).map(|_| (lo + (rng.next() % (hi - lo).max(1) as u64) as i64) as f64).collect(),
+            Values::Int(lo, hi) => {
+                (0..n).map(|_| (lo + (rng.next() % (hi - lo).max(1) as u64) as i64) as f64).collect()
+            }
             Values::Fixed(v) => v.clone(),
         };
         RefTensor::new(&self.ty.shape, data).to_host(self.ty.dtype).to_f64()

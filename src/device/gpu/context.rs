@@ -215,7 +215,9 @@ impl Context {
         let slice = staging.slice(..);
         slice.map_async(wgpu::MapMode::Read, |_| {});
         self.wait()?;
-        let view = slice.get_mapped_range().map_err(|e| Error::Device(format!("{}: read-back failed: {e}", self.info.name)))?;
+        let view = slice
+            .get_mapped_range()
+            .map_err(|e| Error::Device(format!("{}: read-back failed: {e}", self.info.name)))?;
         Ok(view.to_vec())
     }
 
@@ -247,7 +249,8 @@ impl Context {
                 if uniform {
                     entries.push(entry(writable.len(), wgpu::BufferBindingType::Uniform));
                 }
-                self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+                self.device
+                    .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
             })
             .clone()
     }

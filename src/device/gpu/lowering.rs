@@ -198,14 +198,16 @@ impl<'a> Lowering<'a> {
         let limits = &self.caps.limits;
         let bytes: u64 = row_bytes.iter().sum();
         let seconds = (row_flops / self.caps.flops_per_second).max(bytes as f64 / self.caps.bytes_per_second);
-        let by_time = (self.caps.seconds_per_dispatch / seconds.max(1e-15)).max(1.0).min(usize::MAX as f64 / 4.0) as usize;
+        let by_time =
+            (self.caps.seconds_per_dispatch / seconds.max(1e-15)).max(1.0).min(usize::MAX as f64 / 4.0) as usize;
         let by_binding = row_bytes.iter().filter(|b| **b > 0).map(|b| (limits.max_binding / b) as usize).min();
         let most = by_time.min(by_binding.unwrap_or(usize::MAX));
         if rows <= most {
             return Ok(vec![0..rows]);
         }
         // Rows per range such that every tensor's range starts aligned.
-        let step = row_bytes.iter().filter(|b| **b > 0).map(|b| limits.offset_alignment / gcd(*b, limits.offset_alignment));
+        let step =
+            row_bytes.iter().filter(|b| **b > 0).map(|b| limits.offset_alignment / gcd(*b, limits.offset_alignment));
         let step = step.max().unwrap_or(1) as usize;
         if by_binding.is_some_and(|b| b < step) {
             let (max, row) = (limits.max_binding, row_bytes.iter().max().copied().unwrap_or(0));
@@ -241,7 +243,13 @@ impl<'a> Lowering<'a> {
     }
 
     /// As `dispatch`, for WGSL made by the operator itself.
-    pub fn dispatch_source(&mut self, shader: Shader, binds: &[Bind], params: Params, groups: [u32; 3]) -> Result<(), Unsupported> {
+    pub fn dispatch_source(
+        &mut self,
+        shader: Shader,
+        binds: &[Bind],
+        params: Params,
+        groups: [u32; 3],
+    ) -> Result<(), Unsupported> {
         let limits = &self.caps.limits;
         let label = &shader.label;
         if binds.len() > limits.max_storage_buffers as usize {
@@ -250,7 +258,10 @@ impl<'a> Lowering<'a> {
         }
         for b in binds {
             if b.bytes > limits.max_binding {
-                return Err(Unsupported(format!("{label} binds {} bytes, the device allows {}", b.bytes, limits.max_binding)));
+                return Err(Unsupported(format!(
+                    "{label} binds {} bytes, the device allows {}",
+                    b.bytes, limits.max_binding
+                )));
             }
             if b.offset % limits.offset_alignment != 0 {
                 let align = limits.offset_alignment;

@@ -191,7 +191,8 @@ fn compile(context: &Context, lowered: &[Lowered]) -> Result<Vec<Vec<Pipeline>>>
 }
 
 fn same_pipeline(a: &Dispatch, b: &Dispatch) -> bool {
-    Arc::ptr_eq(&a.shader.source, &b.shader.source) && a.binds.iter().map(|x| x.write).eq(b.binds.iter().map(|x| x.write))
+    Arc::ptr_eq(&a.shader.source, &b.shader.source)
+        && a.binds.iter().map(|x| x.write).eq(b.binds.iter().map(|x| x.write))
 }
 
 fn pipeline(context: &Context, d: &Dispatch) -> Result<Pipeline> {
@@ -235,13 +236,20 @@ fn bind_group<'a>(
         .binds
         .iter()
         .enumerate()
-        .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: part(resolve(b.buf), b.offset, b.bytes.max(4)) })
+        .map(|(i, b)| wgpu::BindGroupEntry {
+            binding: i as u32,
+            resource: part(resolve(b.buf), b.offset, b.bytes.max(4)),
+        })
         .collect();
     if let (Some(params), false) = (params, d.params.is_empty()) {
         let bytes = (d.params.len() as u64 * 4).next_multiple_of(UNIFORM_ALIGN);
         entries.push(wgpu::BindGroupEntry { binding: d.binds.len() as u32, resource: part(params, params_at, bytes) });
     }
-    context.device.create_bind_group(&wgpu::BindGroupDescriptor { label: Some(&d.shader.label), layout, entries: &entries })
+    context.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some(&d.shader.label),
+        layout,
+        entries: &entries,
+    })
 }
 
 fn twin(index: usize, work: &Work) -> Twin {
@@ -283,7 +291,13 @@ impl Executable for Runner {
         if !self.work.copies.is_empty() {
             let mut encoder = self.context.device.create_command_encoder(&Default::default());
             for (from, to) in &self.work.copies {
-                encoder.copy_buffer_to_buffer(&self.buffers[from.buffer], 0, &self.buffers[to.buffer], 0, from.ty.bytes());
+                encoder.copy_buffer_to_buffer(
+                    &self.buffers[from.buffer],
+                    0,
+                    &self.buffers[to.buffer],
+                    0,
+                    from.ty.bytes(),
+                );
             }
             self.context.queue.submit([encoder.finish()]);
         }

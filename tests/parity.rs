@@ -1,0 +1,107 @@
+//! Every operator, every case: cpu and gpu against the f64 reference, forward and gradient; every gradient against central
+//! differences. `LYNX_REQUIRE_GPU=1` makes a missing Vulkan device a failure (continuous integration sets it);
+//! `LYNX_OP=name` keeps to the operators whose name contains it.
+
+use lynx_gpu::device::Device;
+use lynx_gpu::device::gpu::{Context, Features, Options};
+use lynx_gpu::ops::{Spec, check, registry};
+
+fn gpu(options: Options) -> Option<Device> {
+    let adapter = Context::adapters().into_iter().next();
+    match adapter {
+        Some(a) => Some(Device::Gpu(Context::open(&a, options).expect("an adapter that is listed opens"))),
+        None if std::env::var_os("LYNX_REQUIRE_GPU").is_some() => {
+            panic!("LYNX_REQUIRE_GPU is set and no GPU adapter was found")
+        }
+        None => {
+            eprintln!("SKIPPED: no GPU adapter (install mesa-vulkan-drivers for a software one)");
+            None
+        }
+    }
+}
+
+fn chosen() -> Vec<Spec> {
+    let only = std::env::var("LYNX_OP").unwrap_or_default();
+    registry().into_iter().filter(|s| s.name.contains(&only)).collect()
+}
+
+/// Compares every case on `devices`; prints the counts; fails on the first list of differences.
+fn suite(title: &str, devices: &[Device]) {
+    let (mut cases, mut gradients, mut compared, mut split, mut fallback) = (0, 0, 0, 0, 0);
+    let mut failures = Vec::new();
+    let specs = chosen();
+    for spec in &specs {
+        for case in (spec.cases)() {
+            let judged =
+                check::judge(spec.name, &case).unwrap_or_else(|e| panic!("{} [{}]: {e}", spec.name, case.label));
+            cases += 1;
+            gradients += judged.gradients();
+            for device in devices {
+                let p = judged.compare(device);
+                compared += 1;
+                split += p.split;
+                fallback += p.fallback;
+                if !p.ok {
+                    let (op, case, worst) = (p.operator, p.case, p.worst);
+                    failures.push(format!("{op} [{case}] on {}: {worst:.2}x tolerance: {}", p.device, p.message));
+                }
+            }
+        }
+    }
+    let (operators, devices) = (specs.len(), devices.len());
+    println!(
+        "{title}: {operators} operators x {cases} cases x {devices} devices = {compared} comparisons, {gradients} gradients; \
+         {split} calls split, {fallback} on the CPU twin"
+    );
+    assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn every_operator_on_the_cpu_agrees_with_the_reference() {
+    suite("cpu", &[Device::Cpu]);
+}
+
+#[test]
+fn every_operator_on_the_gpu_agrees_with_the_reference() {
+    if let Some(gpu) = gpu(Options { checked: true, ..Options::default() }) {
+        suite("gpu", &[gpu]);
+    }
+}
+
+#[test]
+fn every_operator_agrees_with_bindings_limited_to_1_mib() {
+    if let Some(gpu) = gpu(Options { checked: true, max_binding: Some(1 << 20), ..Options::default() }) {
+        suite("gpu, 1 MiB bindings", &[gpu]);
+    }
+}
+
+#[test]
+fn every_operator_agrees_with_each_optional_feature_switched_off() {
+    let all = Options::default().features;
+    let variants = [
+        ("no subgroups", Features { subgroups: false, ..all }),
+        ("no f16", Features { f16: false, ..all }),
+        ("no packed dot", Features { packed_dot: false, ..all }),
+        ("no features", Features::NONE),
+    ];
+    for (name, features) in variants {
+        if let Some(gpu) = gpu(Options { checked: true, features, ..Options::default() }) {
+            suite(&format!("gpu, {name}"), &[gpu]);
+        }
+    }
+}
+
+#[test]
+fn every_gradient_agrees_with_central_differences_in_f64() {
+    let (mut checked, mut largest) = (0, 0.0f64);
+    for spec in chosen() {
+        for case in (spec.cases)() {
+            if case.cotangents.is_empty() || case.inputs.iter().map(|s| s.ty.elements()).sum::<usize>() > 20_000 {
+                continue;
+            }
+            largest = largest.max(check::gradient_check(spec.name, &case, 12).unwrap_or_else(|e| panic!("{e}")));
+            checked += 1;
+        }
+    }
+    println!("{checked} cases checked against central differences, largest relative error {largest:.1e}");
+}
