@@ -3,6 +3,7 @@
 //! only the rooms below it.
 
 pub mod cli;
+pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -1,0 +1,160 @@
+//! What a person sets: one `Config`, read from TOML, changed by `--set path.to.key=value`, checked, and written back resolved.
+//!
+//! Every key has a default, so the default configuration is also the schema: a key it does not have is an error, and the
+//! type of its default is the type a value must have (`document.rs`).
+
+mod document;
+mod gpt;
+mod presets;
+mod sections;
+
+pub use gpt::{FeedForward, GptConfig, Init, Norm, Positions, RopeLayout};
+pub use presets::{PRESETS, Preset};
+pub use sections::{
+    Batching, DataConfig, Heldout, OptimizerConfig, OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind,
+    TokenizerConfig, TokenizerKind, TrainConfig,
+};
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// The model family and its shape, told apart by `model.kind`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ModelConfig {
+    Gpt(GptConfig),
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        ModelConfig::Gpt(GptConfig::default())
+    }
+}
+
+impl ModelConfig {
+    /// Values of `model.kind`.
+    pub const KINDS: [&'static str; 1] = ["gpt"];
+
+    /// The defaults of one family; None when there is no such family.
+    fn default_of(kind: &str) -> Option<Self> {
+        (kind == "gpt").then(Self::default)
+    }
+
+    /// Longest sequence in tokens.
+    pub fn context(&self) -> usize {
+        match self {
+            ModelConfig::Gpt(gpt) => gpt.context,
+        }
+    }
+
+    /// Rows of the token embedding; 0 until the tokenizer is known.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            ModelConfig::Gpt(gpt) => gpt.vocab_size,
+        }
+    }
+
+    /// Number of trained scalars (needs the vocabulary).
+    pub fn parameter_count(&self) -> u64 {
+        match self {
+            ModelConfig::Gpt(gpt) => gpt.parameter_count(),
+        }
+    }
+}
+
+/// Everything one training run depends on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    pub model: ModelConfig,
+    pub data: DataConfig,
+    pub tokenizer: TokenizerConfig,
+    pub train: TrainConfig,
+    pub optimizer: OptimizerConfig,
+    pub schedule: ScheduleConfig,
+    pub run: RunConfig,
+}
+
+impl Config {
+    /// Reads `source`, which is the path of a TOML file or the name of a preset, and applies `sets` in order
+    /// (each `path.to.key=value`; strings need no quotes). The result is resolved and validated.
+    ///
+    /// Returns the configuration and a short name for it: the preset's, or the file's stem.
+    pub fn load(source: &str, sets: &[String]) -> Result<(Self, String)> {
+        let path = Path::new(source);
+        if path.is_file() {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            let name = path.file_stem().map_or_else(|| "run".into(), |s| s.to_string_lossy().into_owned());
+            return Ok((Self::parse(&text, source, sets)?, name));
+        }
+        let preset = presets::find(source)?;
+        Ok((Self::parse(preset.toml, &format!("configs/{}.toml", preset.name), sets)?, preset.name.into()))
+    }
+
+    /// Reads TOML text; `origin` is what messages call it.
+    pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<Self> {
+        let mut document = document::Document::new(text, origin)?;
+        for set in sets {
+            document.set(set)?;
+        }
+        let mut config = document.into_config()?;
+        config.resolve();
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Fills in derived values (see [`GptConfig::resolve`]); idempotent.
+    pub fn resolve(&mut self) {
+        match &mut self.model {
+            ModelConfig::Gpt(gpt) => gpt.resolve(),
+        }
+        if self.schedule.decay_steps == 0 {
+            self.schedule.decay_steps = self.train.steps;
+        }
+    }
+
+    /// Checks every section; the message names the key.
+    pub fn validate(&self) -> Result<()> {
+        match &self.model {
+            ModelConfig::Gpt(gpt) => gpt.validate()?,
+        }
+        self.data.validate()?;
+        self.tokenizer.validate()?;
+        self.train.validate()?;
+        self.optimizer.validate()?;
+        self.schedule.validate()
+    }
+
+    /// Sets the vocabulary from the tokenizer where the configuration left it open, and refuses one that is too small.
+    ///
+    /// # Errors
+    /// `Error::Config` when `model.vocab_size` is fixed below `tokenizer_size`.
+    pub fn set_vocab_size(&mut self, tokenizer_size: usize) -> Result<()> {
+        let ModelConfig::Gpt(gpt) = &mut self.model;
+        if gpt.vocab_size == 0 {
+            gpt.vocab_size = tokenizer_size;
+        }
+        if gpt.vocab_size < tokenizer_size {
+            return Err(Error::Config(format!(
+                "model.vocab_size = {} but the tokenizer has {tokenizer_size} tokens; use 0 to take the tokenizer's size, or a larger value",
+                gpt.vocab_size
+            )));
+        }
+        Ok(())
+    }
+
+    /// The configuration as TOML; `Config::parse` of it gives the same configuration.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a configuration has only TOML types")
+    }
+
+    /// SHA-256 of the TOML form, in hex. The `run` section is left out: where a run is written does not change it.
+    pub fn hash(&self) -> String {
+        let science = Config { run: RunConfig::default(), ..self.clone() };
+        Sha256::digest(science.to_toml().as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,33 @@
+//! The files of `configs/`, built into the program so that a name works from any folder.
+
+use super::document::closest;
+use crate::error::{Error, Result};
+
+/// A configuration that ships with the program.
+#[derive(Debug, Clone, Copy)]
+pub struct Preset {
+    pub name: &'static str,
+    pub toml: &'static str,
+}
+
+macro_rules! presets {
+    ($($name:literal),+ $(,)?) => {
+        &[$(Preset { name: $name, toml: include_str!(concat!("../../configs/", $name, ".toml")) }),+]
+    };
+}
+
+/// Every preset; the first is what `train` runs when asked for nothing in particular.
+pub const PRESETS: &[Preset] =
+    presets!["minigpt", "minigpt-medium", "minigpt-large", "shakespeare-char-cpu", "shakespeare-char"];
+
+pub(super) fn find(name: &str) -> Result<&'static Preset> {
+    if let Some(preset) = PRESETS.iter().find(|preset| preset.name == name) {
+        return Ok(preset);
+    }
+    let names: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
+    let hint = match closest(name, names.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("presets: {}", names.join(", ")),
+    };
+    Err(Error::Config(format!("`{name}` is neither a file nor a preset; {hint}")))
+}
