@@ -1,1 +1,17 @@
+//! Training: the loop, its schedule, checkpoints, the run folder, and those who watch.
+//!
+//! The loop knows models and data only through the traits of [`model`].
 
+pub mod checkpoint;
+mod exact;
+pub mod files;
+pub mod manifest;
+pub mod meter;
+pub mod metrics;
+pub mod model;
+pub mod plot;
+pub mod run_dir;
+pub mod schedule;
+pub mod signals;
+mod tensor_file;
+pub mod tensorboard;
