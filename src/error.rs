@@ -31,6 +31,9 @@ pub enum Error {
     /// The user asked to stop (Ctrl-C, SIGTERM); state was saved. Exit code 130.
     #[error("{0}")]
     Interrupted(String),
+    /// The system asked the program to stop (SIGTERM); state was saved. Exit code 143.
+    #[error("{0}")]
+    Terminated(String),
     /// `verify` or another self-check found a difference. Exit code 1.
     #[error("{0}")]
     Failed(String),
@@ -58,6 +61,7 @@ impl Error {
             Error::Io { .. } => 7,
             Error::Numerics(_) => 8,
             Error::Interrupted(_) => 130,
+            Error::Terminated(_) => 143,
         }
     }
 }

@@ -19,10 +19,12 @@ pub enum Scale {
     Logarithmic,
 }
 
-/// (step, loss) of the training steps, averaged down to at most `points` of them, and of the validations.
-pub(super) fn curves(records: &[Record], points: usize) -> (Vec<(f64, f64)>, Vec<(f64, f64)>) {
-    let mut train = Vec::new();
-    let mut validation: Vec<(f64, f64)> = Vec::new();
+/// (step, loss) points.
+pub(super) type Curve = Vec<(f64, f64)>;
+
+/// The curves of the training steps, averaged down to at most `points` of them, and of the validations.
+pub(super) fn curves(records: &[Record], points: usize) -> (Curve, Curve) {
+    let (mut train, mut validation) = (Curve::new(), Curve::new());
     for record in records {
         match record {
             Record::Train(r) => train.push((r.step as f64, r.loss)),
@@ -65,8 +67,8 @@ pub fn loss_svg(records: &[Record], title: &str, scale: Scale) -> Result<String>
 struct Plot<'a> {
     title: &'a str,
     steps: Range<f64>,
-    train: Vec<(f64, f64)>,
-    validation: Vec<(f64, f64)>,
+    train: Curve,
+    validation: Curve,
 }
 
 impl Plot<'_> {
