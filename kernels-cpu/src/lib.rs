@@ -3,11 +3,15 @@
 
 #![allow(clippy::too_many_arguments, reason = "kernels take slices and sizes, not structures")]
 
+pub mod allpass;
 pub mod attention;
 pub mod attention_grad;
 #[cfg(test)]
 mod attention_tests;
 mod channels;
+pub mod chebyshev;
+#[cfg(test)]
+mod chebyshev_tests;
 pub mod conv;
 pub mod embed;
 pub mod gemm;
@@ -23,6 +27,8 @@ pub mod program;
 pub mod reduce;
 pub mod rope;
 pub mod scan;
+#[cfg(test)]
+mod scan_tests;
 pub mod simd;
 pub mod softmax;
 pub mod threads;
