@@ -37,7 +37,7 @@ pub struct RunDir {
 /// The operating system's lock on `run.lock`. It ends with the process, however that ends, so it is never stale.
 #[derive(Debug)]
 struct RunLock {
-    _file: File,
+    file: File,
     pid_path: PathBuf,
 }
 
@@ -62,13 +62,15 @@ impl RunLock {
             Err(TryLockError::Error(e)) => return Err(Error::io(&path, e)),
         }
         std::fs::write(&pid_path, format!("{}\n", std::process::id())).map_err(|e| Error::io(&pid_path, e))?;
-        Ok(Self { _file: file, pid_path })
+        Ok(Self { file, pid_path })
     }
 }
 
 impl Drop for RunLock {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.pid_path);
+        // Closing alone is not enough: a child process between fork and exec still holds a copy of the descriptor.
+        let _ = self.file.unlock();
     }
 }
 
