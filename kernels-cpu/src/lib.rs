@@ -21,6 +21,10 @@ pub mod movement;
 pub mod norm;
 pub mod optim;
 pub mod philox;
+pub mod pointwise;
+mod pointwise_ops;
+#[cfg(test)]
+mod pointwise_tests;
 pub mod polar;
 pub mod procrustes;
 pub mod program;
