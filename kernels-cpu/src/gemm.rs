@@ -1,11 +1,10 @@
 //! Matrix multiplication: the `gemm` crate for large products, own kernels for a few rows (GEMV), batches over threads, and an
 //! epilogue applied while the result is in cache. Runs repeat bit for bit with the same number of threads.
 
+use crate::gemv::{GEMV_MAX_ROWS, Strided, gemv};
 use crate::math;
-use crate::simd::{Isa, dot};
-use crate::threads::{self, SharedMut, par_blocks, par_rows};
+use crate::threads::{self, SharedMut, par_rows};
 use gemm::Parallelism;
-use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Activation {
@@ -37,39 +36,6 @@ impl Epilogue<'_> {
 const PANEL_BYTES: usize = 2 << 20;
 /// At least this many rows to a panel, so that packing the right-hand side again is worth it.
 const PANEL_MIN_ROWS: usize = 256;
-/// Products with at most this many rows (or columns) are bound by reading the other operand once.
-pub const GEMV_MAX_ROWS: usize = 4;
-/// Columns of a GEMV that one task computes.
-const GEMV_TILE: usize = 128;
-
-/// A matrix in memory: element (i, j) is at `i * row + j * column`.
-#[derive(Clone, Copy)]
-struct Strided<'a> {
-    data: &'a [f32],
-    row: usize,
-    column: usize,
-}
-
-impl<'a> Strided<'a> {
-    fn new(data: &'a [f32], ld: usize, transposed: bool) -> Self {
-        if transposed { Strided { data, row: 1, column: ld } } else { Strided { data, row: ld, column: 1 } }
-    }
-
-    fn t(self) -> Self {
-        Strided { data: self.data, row: self.column, column: self.row }
-    }
-
-    /// Rows that lie one element after the other, each of `columns` elements: the matrix itself or a copy.
-    fn packed_rows(self, rows: usize, columns: usize, copy: &'a mut Vec<f32>) -> (&'a [f32], usize) {
-        if self.column == 1 || columns <= 1 {
-            return (self.data, self.row);
-        }
-        copy.clear();
-        copy.extend((0..rows).flat_map(|i| (0..columns).map(move |j| self.data[i * self.row + j * self.column])));
-        (copy, columns)
-    }
-}
-
 fn check_matrix(name: &str, len: usize, rows: usize, columns: usize, ld: usize) {
     assert!(columns <= ld, "{name} has {columns} columns but a row stride of {ld}");
     let needed = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * ld + columns };
@@ -267,27 +233,6 @@ fn product(
 }
 
 crate::multiversion! {
-    /// Adds the first `width` columns of the product of `M` rows with `b`, stored as [k, n], to `acc`.
-    fn gemv_columns<V, const M: usize>(
-        a: &[f32], lda: usize, b: &[f32], ldb: usize, k: usize, width: usize, acc: &mut [[f32; GEMV_TILE]],
-    ) {
-        if width == GEMV_TILE {
-            gemv_tile::<V, M>(a, lda, b, ldb, k, GEMV_TILE, acc); // a constant width keeps the sums in registers
-        } else {
-            gemv_tile::<V, M>(a, lda, b, ldb, k, width, acc);
-        }
-    }
-
-    /// The product of `m` rows of `a` with the rows of `b`, stored as [n, k].
-    fn gemv_dots<V>(m: usize, a: &[f32], lda: usize, b: &[f32], ldb: usize, k: usize, n: usize, acc: &mut [[f32; GEMV_TILE]]) {
-        for j in 0..n {
-            let b = &b[j * ldb..][..k];
-            for (i, acc) in acc.iter_mut().enumerate().take(m) {
-                acc[j] = dot::<V>(&a[i * lda..][..k], b);
-            }
-        }
-    }
-
     fn finish_rows<V>(n: usize, c: &mut [f32], ldc: usize, bias: Option<&[f32]>, act: Activation, residual: Option<&[f32]>) {
         for (i, row) in c.chunks_mut(ldc).enumerate() {
             let row = &mut row[..n];
@@ -312,36 +257,6 @@ crate::multiversion! {
     }
 }
 
-/// Rows of `b` are taken in groups of 64 that are summed apart: the error grows with k / 64.
-#[inline(always)]
-fn gemv_tile<V: Isa, const M: usize>(
-    a: &[f32],
-    lda: usize,
-    b: &[f32],
-    ldb: usize,
-    k: usize,
-    width: usize,
-    acc: &mut [[f32; GEMV_TILE]],
-) {
-    for start in (0..k).step_by(64) {
-        let mut group = [[0.0f32; GEMV_TILE]; M];
-        for l in start..k.min(start + 64) {
-            let row = &b[l * ldb..][..width];
-            for (i, group) in group.iter_mut().enumerate() {
-                let a = a[i * lda + l];
-                for (g, &b) in group[..width].iter_mut().zip(row) {
-                    *g = V::fma(a, b, *g);
-                }
-            }
-        }
-        for (acc, group) in acc.iter_mut().zip(&group) {
-            for (acc, &g) in acc[..width].iter_mut().zip(&group[..width]) {
-                *acc += g;
-            }
-        }
-    }
-}
-
 fn finish(m: usize, n: usize, c: &mut [f32], ldc: usize, epilogue: Epilogue) {
     let cost = n * if matches!(epilogue.activation, Activation::None | Activation::Relu) { 2 } else { 12 };
     let shared = SharedMut::new(c);
@@ -350,47 +265,6 @@ fn finish(m: usize, n: usize, c: &mut [f32], ldc: usize, epilogue: Epilogue) {
         let c = unsafe { shared.slice(r.start * ldc..(r.end - 1) * ldc + n) };
         finish_rows(n, c, ldc, epilogue.bias, epilogue.activation, epilogue.residual.map(|x| &x[r.start * ldc..]));
     });
-}
-
-/// A product with at most [`GEMV_MAX_ROWS`] rows: the right-hand side is read once, tiles of columns go to threads.
-fn gemv(
-    m: usize,
-    n: usize,
-    k: usize,
-    a: Strided,
-    b: Strided,
-    accumulate: bool,
-    c: &mut [f32],
-    ldc: usize,
-    parallel: bool,
-) {
-    let mut copy = Vec::new();
-    let (a, lda) = a.packed_rows(m, k, &mut copy);
-    let shared = SharedMut::new(c);
-    let tile = |columns: Range<usize>| {
-        let (first, width) = (columns.start, columns.len());
-        let mut acc = [[0.0f32; GEMV_TILE]; GEMV_MAX_ROWS];
-        let data = &b.data[first * b.column..];
-        match m {
-            _ if b.row == 1 => gemv_dots(m, a, lda, data, b.column, k, width, &mut acc),
-            1 => gemv_columns::<1>(a, lda, data, b.row, k, width, &mut acc),
-            2 => gemv_columns::<2>(a, lda, data, b.row, k, width, &mut acc),
-            3 => gemv_columns::<3>(a, lda, data, b.row, k, width, &mut acc),
-            _ => gemv_columns::<4>(a, lda, data, b.row, k, width, &mut acc),
-        }
-        for (i, acc) in acc.iter().enumerate().take(m) {
-            // SAFETY: tiles of columns are disjoint.
-            let c = unsafe { shared.slice(i * ldc + first..i * ldc + first + width) };
-            for (c, &v) in c.iter_mut().zip(acc) {
-                *c = if accumulate { *c + v } else { v };
-            }
-        }
-    };
-    if parallel {
-        par_blocks(n, GEMV_TILE, m * k, |_, columns| tile(columns));
-    } else {
-        (0..n).step_by(GEMV_TILE).for_each(|first| tile(first..n.min(first + GEMV_TILE)));
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod chebyshev_tests;
 pub mod conv;
 pub mod embed;
 pub mod gemm;
+mod gemv;
 pub mod loss;
 pub mod math;
 pub mod movement;

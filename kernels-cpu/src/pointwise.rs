@@ -284,7 +284,6 @@ pub unsafe fn run(program: &Program, inputs: &[In], outputs: &[Out], shape: &[us
     let block = length.div_ceil(pieces).next_multiple_of(64);
     let tensors = Tensors { inputs, outputs };
     par_rows(rows * pieces, block * layout.cost_per_element(), |units| {
-        let tensors = tensors;
         let mut registers = REGISTERS.take();
         registers.resize((layout.registers * block).max(registers.len()), 0.0);
         let mut worker = Worker {
