@@ -16,6 +16,10 @@ pub mod conv;
 pub mod embed;
 pub mod gemm;
 mod gemv;
+pub mod int8;
+pub mod int8_dot;
+#[cfg(test)]
+mod int8_tests;
 pub mod loss;
 pub mod math;
 pub mod movement;
