@@ -1,0 +1,105 @@
+//! [`TextCorpus`]: the text a model is trained and judged on, before any tokenizer has seen it.
+
+use crate::{Error, Result};
+use sha2::{Digest, Sha256};
+
+/// How documents relate to the token stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Running text: each split is one document without boundaries, cut into windows anywhere (as in nanoGPT).
+    Stream,
+    /// Independent short documents, separated by the tokenizer's boundary token.
+    Rows,
+}
+
+impl Layout {
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::Stream => "stream",
+            Layout::Rows => "rows",
+        }
+    }
+}
+
+/// Documents of the three splits. `val` or `test` may be empty; `train` may not.
+#[derive(Clone, Debug)]
+pub struct TextCorpus {
+    /// For people: "verbs (verbs:look,like,see,eat)" or the path of the file.
+    pub name: String,
+    pub layout: Layout,
+    pub train: Vec<String>,
+    pub val: Vec<String>,
+    pub test: Vec<String>,
+}
+
+impl TextCorpus {
+    pub fn new(
+        name: String,
+        layout: Layout,
+        train: Vec<String>,
+        val: Vec<String>,
+        test: Vec<String>,
+    ) -> Result<TextCorpus> {
+        let corpus = TextCorpus { name, layout, train, val, test };
+        if corpus.train.iter().all(String::is_empty) {
+            return Err(Error::Data(format!("{}: the training split is empty; give more text", corpus.name)));
+        }
+        Ok(corpus)
+    }
+
+    /// The splits with their names, in the order train, val, test.
+    pub fn splits(&self) -> [(&'static str, &[String]); 3] {
+        [("train", &self.train), ("val", &self.val), ("test", &self.test)]
+    }
+
+    /// Every document of every split. Tokenizers are trained on these: their alphabet and merges must cover what is
+    /// held out too, or validation text would have no encoding (characters) or a much longer one (merges).
+    pub fn documents(&self) -> impl Iterator<Item = &str> {
+        [&self.train, &self.val, &self.test].into_iter().flatten().map(String::as_str)
+    }
+
+    /// SHA-256 over layout, splits and documents (each preceded by its length, so boundaries count too).
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.layout.name());
+        for (name, documents) in self.splits() {
+            hash.update(name);
+            hash.update((documents.len() as u64).to_le_bytes());
+            for document in documents {
+                hash.update((document.len() as u64).to_le_bytes());
+                hash.update(document);
+            }
+        }
+        super::files::hex(&hash.finalize())
+    }
+
+    /// UTF-8 bytes of a split's documents.
+    pub fn bytes(documents: &[String]) -> usize {
+        documents.iter().map(String::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_depends_on_boundaries_splits_and_layout() {
+        let make = |layout, train: &[&str], val: &[&str]| {
+            let owned = |docs: &[&str]| docs.iter().map(|d| d.to_string()).collect();
+            TextCorpus::new("c".into(), layout, owned(train), owned(val), vec![]).unwrap().fingerprint()
+        };
+        let all = [
+            make(Layout::Rows, &["ab", "c"], &[]),
+            make(Layout::Rows, &["a", "bc"], &[]),
+            make(Layout::Rows, &["ab"], &["c"]),
+            make(Layout::Stream, &["ab", "c"], &[]),
+        ];
+        for i in 0..all.len() {
+            for j in 0..i {
+                assert_ne!(all[i], all[j]);
+            }
+        }
+        assert!(TextCorpus::new("c".into(), Layout::Rows, vec![], vec!["a".into()], vec![]).is_err());
+    }
+}
