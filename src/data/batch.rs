@@ -250,7 +250,6 @@ pub struct EvalBatches {
     windows: Vec<Window>,
     batch: usize,
     context: usize,
-    next: usize,
 }
 
 impl EvalBatches {
@@ -275,26 +274,29 @@ impl EvalBatches {
             )));
         }
         let windows = evaluation_windows(&split, context, overlap);
-        Ok(Self { split, windows, batch, context, next: 0 })
+        Ok(Self { split, windows, batch, context })
     }
 
     /// Batches in the whole pass.
-    pub fn count(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.windows.len().div_ceil(self.batch)
     }
-}
 
-impl Iterator for EvalBatches {
-    type Item = Batch;
+    /// Never true: a pass without a token to score is refused when it is made.
+    pub fn is_empty(&self) -> bool {
+        self.windows.is_empty()
+    }
 
-    fn next(&mut self) -> Option<Batch> {
-        let rest = &self.windows[self.next..];
-        if rest.is_empty() {
-            return None;
-        }
-        let taken = &rest[..rest.len().min(self.batch)];
-        self.next += taken.len();
-        Some(collect(&self.split.tokens, self.split.pad, taken, self.batch, self.context))
+    /// Batch number `index`, which must be below [`EvalBatches::len`].
+    pub fn batch(&self, index: usize) -> Batch {
+        let first = index * self.batch;
+        let windows = &self.windows[first..self.windows.len().min(first + self.batch)];
+        collect(&self.split.tokens, self.split.pad, windows, self.batch, self.context)
+    }
+
+    /// All batches in order.
+    pub fn iter(&self) -> impl Iterator<Item = Batch> {
+        (0..self.len()).map(|index| self.batch(index))
     }
 }
 
@@ -342,9 +344,8 @@ mod tests {
         for tokens in [2, 3, 8, 9, 10, 65] {
             for (context, overlap) in [(1, 0), (4, 0), (8, 3), (8, 7), (100, 0)] {
                 let pass = EvalBatches::with_overlap(stream(tokens), 3, context, overlap).unwrap();
-                assert_eq!(pass.clone().count(), pass.clone().collect::<Vec<_>>().len());
                 let expected: BTreeMap<i32, usize> = (1..tokens as i32).map(|t| (t, 1)).collect();
-                assert_eq!(scored(pass), expected, "{tokens} tokens, context {context}, overlap {overlap}");
+                assert_eq!(scored(pass.iter()), expected, "{tokens} tokens, context {context}, overlap {overlap}");
             }
         }
     }
@@ -352,7 +353,7 @@ mod tests {
     #[test]
     fn a_validation_pass_over_rows_starts_each_row_at_its_boundary_and_scores_all() {
         let split = rows(&[3, 1, 0, 9]);
-        let batches: Vec<Batch> = EvalBatches::new(split.clone(), 2, 4).unwrap().collect();
+        let batches: Vec<Batch> = EvalBatches::new(split.clone(), 2, 4).unwrap().iter().collect();
         // 3 + 1 + 0 + 9 tokens of rows and 4 closing boundaries.
         let counts = scored(batches.iter().cloned());
         assert_eq!(counts[&1], 4);

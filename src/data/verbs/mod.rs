@@ -132,7 +132,8 @@ pub fn language_model_row(spanish: &str, english: &str) -> String {
 }
 
 /// The corpus for language modelling: one document per cell, correct forms only, split by `policy` and shuffled
-/// within each split (so the order of rows tells a model nothing about the next row).
+/// within each split (so the order of rows tells a model nothing about the next row). Under [`Policy::None`] the training
+/// rows also validate.
 pub fn text_corpus(seed: u64, policy: &Policy) -> Result<TextCorpus> {
     let rows = rows::generate(seed);
     let splits = split::split(&rows, policy, seed)?;
@@ -142,13 +143,9 @@ pub fn text_corpus(seed: u64, policy: &Policy) -> Result<TextCorpus> {
             .map(|row| language_model_row(&row.spanish, &row.text))
             .collect()
     };
-    TextCorpus::new(
-        format!("verbs ({policy})"),
-        Layout::Rows,
-        documents(&splits.train),
-        documents(&splits.val),
-        documents(&splits.test),
-    )
+    let train = documents(&splits.train);
+    let val = if *policy == Policy::None { train.clone() } else { documents(&splits.val) };
+    TextCorpus::new(format!("verbs ({policy})"), Layout::Rows, train, val, documents(&splits.test))
 }
 
 #[cfg(test)]

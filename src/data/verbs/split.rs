@@ -22,6 +22,8 @@ pub enum Policy {
     Tense(Tense),
     /// All rows of this person validate.
     Person(Person),
+    /// Everything trains and nothing is held out: what is measured on it is memory, not grammar.
+    None,
 }
 
 impl Default for Policy {
@@ -37,6 +39,7 @@ impl fmt::Display for Policy {
             Policy::Verbs(verbs) => write!(f, "verbs:{}", verbs.join(",")),
             Policy::Tense(tense) => write!(f, "tense:{}", tense.name()),
             Policy::Person(person) => write!(f, "person:{}", person.name()),
+            Policy::None => write!(f, "none"),
         }
     }
 }
@@ -52,13 +55,16 @@ pub fn parse_ratios(text: &str) -> Result<[f64; 3]> {
 }
 
 impl Policy {
-    /// `verbs[:look,like,..]`, `verb-tense[:0.8,0.1,0.1]`, `tense[:NAME]` or `person[:NAME]`.
+    /// `verbs[:look,like,..]` (without a list also `verbs_4`), `verb-tense[:0.8,0.1,0.1]`, `tense[:NAME]`,
+    /// `person[:NAME]` or `none`; `_` may stand for `-`.
     pub fn parse(text: &str) -> Result<Policy> {
         let (name, argument) = match text.split_once(':') {
             Some((name, argument)) => (name, Some(argument)),
             None => (text, None),
         };
-        match name {
+        match name.replace('_', "-").as_str() {
+            "none" if argument.is_none() => Ok(Policy::None),
+            "verbs-4" if argument.is_none() => Ok(Policy::default()),
             "verbs" => {
                 let Some(list) = argument else { return Ok(Policy::default()) };
                 let verbs: BTreeSet<&str> = list.split(',').map(str::trim).collect();
@@ -87,7 +93,8 @@ impl Policy {
                     .into(),
             )),
             _ => Err(Error::Config(format!(
-                "no such split policy '{name}': use verbs[:LIST], verb-tense[:0.8,0.1,0.1], tense[:NAME] or person[:NAME]"
+                "no such split policy '{name}': use verbs[:LIST], verb-tense[:0.8,0.1,0.1], tense[:NAME], \
+                 person[:NAME] or none"
             ))),
         }
     }
@@ -99,6 +106,7 @@ impl Policy {
             Policy::Verbs(_) => row.verb_lemma.clone(),
             Policy::Tense(_) => row.tense.clone(),
             Policy::Person(_) => row.person.clone(),
+            Policy::None => "all".into(),
         }
     }
 }
@@ -141,6 +149,7 @@ pub fn split(rows: &[Row], policy: &Policy, seed: u64) -> Result<Splits> {
         Policy::Person(held_out) => {
             part_of.extend(groups.into_iter().map(|p| (p.clone(), usize::from(p == held_out.name()))));
         }
+        Policy::None => part_of.extend(groups.into_iter().map(|all| (all, 0))),
     }
     let mut splits = Splits::default();
     for row in rows {
@@ -206,6 +215,15 @@ mod tests {
         let verbs: BTreeSet<&str> = splits.val.iter().map(|r| r.verb_lemma.as_str()).collect();
         assert_eq!(verbs, HELD_OUT_VERBS.into_iter().collect());
         assert_eq!((correct(&splits.train), correct(&splits.val)), (288, 72));
+    }
+
+    #[test]
+    fn none_holds_nothing_out_and_configuration_spellings_are_understood() {
+        let rows = generate(42);
+        let splits = split(&rows, &Policy::parse("none").unwrap(), 42).unwrap();
+        assert_eq!((splits.train.len(), splits.val.len(), splits.test.len()), (rows.len(), 0, 0));
+        assert_eq!(Policy::parse("verbs_4").unwrap(), Policy::default());
+        assert_eq!(Policy::parse("verb_tense").unwrap(), Policy::VerbTense { ratios: DEFAULT_RATIOS });
     }
 
     #[test]

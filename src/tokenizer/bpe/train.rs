@@ -5,13 +5,14 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 
 type Pair = (u32, u32);
+type Bytes = Arc<[u8]>;
 
 /// A pair with the count it had when it was queued. The greatest is the most frequent, then the one whose (left, right)
 /// byte strings come first.
 #[derive(PartialEq, Eq)]
 struct Candidate {
     count: u64,
-    bytes: Reverse<(Arc<[u8]>, Arc<[u8]>)>,
+    bytes: Reverse<(Bytes, Bytes)>,
     pair: Pair,
 }
 
@@ -59,8 +60,8 @@ impl Pairs {
 /// The first `wanted` merges of the units, as pairs of byte strings. Pairs are counted where they overlap too ("aaa"
 /// has two of (a, a)), and replaced from left to right.
 pub(super) fn merges(unit_counts: HashMap<Vec<u8>, u64>, wanted: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut tokens: Vec<Arc<[u8]>> = (0..=255u8).map(|b| Arc::from([b])).collect();
-    let mut spelled: HashSet<Arc<[u8]>> = tokens.iter().cloned().collect();
+    let mut tokens: Vec<Bytes> = (0..=255u8).map(|b| Arc::from([b])).collect();
+    let mut spelled: HashSet<Bytes> = tokens.iter().cloned().collect();
     let mut units: Vec<Unit> = unit_counts
         .into_iter()
         .map(|(bytes, count)| Unit { symbols: bytes.into_iter().map(u32::from).collect(), count })
@@ -69,7 +70,7 @@ pub(super) fn merges(unit_counts: HashMap<Vec<u8>, u64>, wanted: usize) -> Vec<(
     for (index, unit) in units.iter().enumerate() {
         pairs.add(unit, index as u32);
     }
-    let candidate = |tokens: &[Arc<[u8]>], pair: Pair, count: u64| Candidate {
+    let candidate = |tokens: &[Bytes], pair: Pair, count: u64| Candidate {
         count,
         bytes: Reverse((tokens[pair.0 as usize].clone(), tokens[pair.1 as usize].clone())),
         pair,
@@ -92,7 +93,7 @@ pub(super) fn merges(unit_counts: HashMap<Vec<u8>, u64>, wanted: usize) -> Vec<(
             continue;
         }
         let Reverse((left, right)) = best.bytes;
-        let joined: Arc<[u8]> = [&left[..], &right[..]].concat().into();
+        let joined: Bytes = [&left[..], &right[..]].concat().into();
         if !spelled.insert(joined.clone()) {
             continue;
         }
