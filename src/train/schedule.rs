@@ -30,6 +30,7 @@ pub fn learning_rate(config: &ScheduleConfig, step: u64) -> f64 {
 /// The best validation so far, and how long ago that was.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EarlyStopping {
+    #[serde(with = "best_exactly")]
     pub best: Option<Best>,
     /// Loss that a validation must fall below by `min_delta` to count as progress.
     #[serde(with = "super::exact::option")]
@@ -42,8 +43,22 @@ pub struct EarlyStopping {
 pub struct Best {
     pub step: u64,
     /// Validation loss in nats per token.
-    #[serde(with = "super::exact")]
     pub loss: f64,
+}
+
+/// `[step, "loss"]` with the loss as text, so that a resumed run compares with the very same number.
+mod best_exactly {
+    use super::Best;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(best: &Option<Best>, serializer: S) -> Result<S::Ok, S::Error> {
+        best.map(|best| (best.step, best.loss.to_string())).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Best>, D::Error> {
+        let best = Option::<(u64, String)>::deserialize(deserializer)?;
+        best.map(|(step, loss)| Ok(Best { step, loss: loss.parse().map_err(D::Error::custom)? })).transpose()
+    }
 }
 
 /// What a validation means for the run.
