@@ -144,7 +144,7 @@ mod tests {
         for step in 1..=5 {
             log.append(&train(step)).unwrap();
         }
-        let eval = EvalRecord { step: 4, loss: 1.0, perplexity: 2.718, tokens: 9, whole_split: true, seconds: 0.1 };
+        let eval = EvalRecord { step: 4, loss: 0.0, perplexity: 1.0, tokens: 9, whole_split: true, seconds: 0.1 };
         log.append(&Record::Eval(eval)).unwrap();
         log.file.write_all(br#"{"kind":"train","step":3,"lo"#).unwrap();
         drop(log);
