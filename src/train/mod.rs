@@ -19,3 +19,4 @@ pub mod signals;
 mod tensor_file;
 pub mod tensorboard;
 pub mod trainer;
+pub mod tui;
