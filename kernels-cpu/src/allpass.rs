@@ -6,8 +6,9 @@
 //! reversed time.
 
 use crate::channels::{Block, transpose};
-use crate::channels::{Column, ZERO, add, fma, for_each_block, load, map, mul, splat, store, sum_parts, tail};
+use crate::channels::{Column, add, fma, for_each_block, load, mul, splat, store, sub, sum_parts, tail, zero};
 use crate::chebyshev::{ChebShape, MAX_ORDER, STRETCH};
+use crate::register::{Register, with_register};
 use crate::threads::SharedMut;
 
 fn check_poles(shape: ChebShape, a: &[f32]) {
@@ -79,46 +80,100 @@ pub fn allpass_bank_backward_params(
 }
 
 #[inline(always)]
-fn subtract(a: Block, b: Block) -> Block {
-    map(
-        a,
-        b,
-        #[inline(always)]
-        |a, b| a.add(b.mul(crate::simd::Lanes::splat(-1.0))),
-    )
-}
-
-#[inline(always)]
-fn load_coeffs(shape: &ChebShape, width: usize, coeffs: &[f32]) -> [Block; MAX_ORDER + 1] {
-    let mut c = [ZERO; MAX_ORDER + 1];
+fn load_coeffs<R: Register>(shape: &ChebShape, width: usize, coeffs: &[f32]) -> [Block<R>; MAX_ORDER + 1] {
+    let mut c = [zero(); MAX_ORDER + 1];
     for (k, c) in c.iter_mut().enumerate().take(shape.order + 1) {
         *c = load(&coeffs[k * shape.channels..][..width]);
     }
     c
 }
 
-crate::multiversion! {
-    fn bank_apply<V>(shape: ChebShape, x: &[f32], coeffs: &[f32], a: &[f32], reverse: bool, y: &mut Column<'_>) {
-        let width = a.len();
-        let c = load_coeffs(&shape, width, coeffs);
-        let a = load(a);
-        let minus_a = mul(a, splat(-1.0));
-        // u[k] is section k's last output and section k + 1's last input
-        let mut u = [ZERO; MAX_ORDER + 1];
-        for step in 0..shape.time {
-            let t = if reverse { shape.time - 1 - step } else { step };
-            let mut input = load(&x[t * shape.channels..][..width]);
-            let mut sum = mul(c[0], input);
-            for k in 1..=shape.order {
-                let output = fma::<V>(minus_a, input, fma::<V>(a, u[k], u[k - 1]));
-                u[k - 1] = input;
-                sum = fma::<V>(c[k], output, sum);
-                input = output;
+#[inline(always)]
+fn bank_apply_in<R: Register>(
+    shape: ChebShape,
+    x: &[f32],
+    coeffs: &[f32],
+    a: &[f32],
+    reverse: bool,
+    y: &mut Column<'_>,
+) {
+    let width = a.len();
+    let c = load_coeffs(&shape, width, coeffs);
+    let a = load::<R>(a);
+    let minus_a = mul(a, splat(-1.0));
+    // u[k] is section k's last output and section k + 1's last input
+    let mut u = [zero(); MAX_ORDER + 1];
+    for step in 0..shape.time {
+        let t = if reverse { shape.time - 1 - step } else { step };
+        let mut input = load(&x[t * shape.channels..][..width]);
+        let mut sum = mul(c[0], input);
+        for k in 1..=shape.order {
+            let output = fma(minus_a, input, fma(a, u[k], u[k - 1]));
+            u[k - 1] = input;
+            sum = fma(c[k], output, sum);
+            input = output;
+        }
+        u[shape.order] = input;
+        store(sum, y.at(t));
+    }
+}
+
+#[inline(always)]
+fn bank_params_in<R: Register>(
+    shape: ChebShape,
+    x: &[f32],
+    coeffs: &[f32],
+    a: &[f32],
+    reverse: bool,
+    dy: &[f32],
+    with_poles: bool,
+    out: &mut Column<'_>,
+) {
+    let width = a.len();
+    let c = load_coeffs(&shape, width, coeffs);
+    let a = load::<R>(a);
+    let minus_a = mul(a, splat(-1.0));
+    let (mut u, mut w) = ([zero(); MAX_ORDER + 1], [zero(); MAX_ORDER + 1]);
+    // sums over STRETCH steps, then over all; the last place is da
+    let (mut acc, mut total) = ([zero(); MAX_ORDER + 2], [zero(); MAX_ORDER + 2]);
+    for step in 0..shape.time {
+        let t = if reverse { shape.time - 1 - step } else { step };
+        let gradient = load(&dy[t * shape.channels..][..width]);
+        let (mut input, mut slope) = (load(&x[t * shape.channels..][..width]), zero());
+        acc[0] = fma(gradient, input, acc[0]);
+        let mut sum = zero();
+        for k in 1..=shape.order {
+            let output = fma(minus_a, input, fma(a, u[k], u[k - 1]));
+            if with_poles {
+                let from_sections = sub(u[k], input);
+                let carried = fma(a, w[k], add(w[k - 1], from_sections));
+                let next = fma(minus_a, slope, carried);
+                w[k - 1] = slope;
+                sum = fma(c[k], next, sum);
+                slope = next;
             }
-            u[shape.order] = input;
-            store(sum, y.at(t));
+            u[k - 1] = input;
+            acc[k] = fma(gradient, output, acc[k]);
+            input = output;
+        }
+        u[shape.order] = input;
+        w[shape.order] = slope;
+        acc[MAX_ORDER + 1] = fma(gradient, sum, acc[MAX_ORDER + 1]);
+        if step % STRETCH == STRETCH - 1 || step + 1 == shape.time {
+            for (total, acc) in total.iter_mut().zip(&mut acc) {
+                *total = add(*total, *acc);
+                *acc = zero();
+            }
         }
     }
+    for (k, total) in total.iter().enumerate().take(shape.order + 1) {
+        store(*total, out.at(k));
+    }
+    store(total[MAX_ORDER + 1], out.at(shape.order + 1));
+}
+
+crate::multiversion! {
+    fn bank_apply<V>(shape: ChebShape, x: &[f32], coeffs: &[f32], a: &[f32], reverse: bool, y: &mut Column<'_>) { with_register!(V, bank_apply_in(shape, x, coeffs, a, reverse, y)) }
 
     fn bank_params<V>(
         shape: ChebShape,
@@ -129,49 +184,7 @@ crate::multiversion! {
         dy: &[f32],
         with_poles: bool,
         out: &mut Column<'_>,
-    ) {
-        let width = a.len();
-        let c = load_coeffs(&shape, width, coeffs);
-        let a = load(a);
-        let minus_a = mul(a, splat(-1.0));
-        let (mut u, mut w) = ([ZERO; MAX_ORDER + 1], [ZERO; MAX_ORDER + 1]);
-        // sums over STRETCH steps, then over all; the last place is da
-        let (mut acc, mut total) = ([ZERO; MAX_ORDER + 2], [ZERO; MAX_ORDER + 2]);
-        for step in 0..shape.time {
-            let t = if reverse { shape.time - 1 - step } else { step };
-            let gradient = load(&dy[t * shape.channels..][..width]);
-            let (mut input, mut slope) = (load(&x[t * shape.channels..][..width]), ZERO);
-            acc[0] = fma::<V>(gradient, input, acc[0]);
-            let mut sum = ZERO;
-            for k in 1..=shape.order {
-                let output = fma::<V>(minus_a, input, fma::<V>(a, u[k], u[k - 1]));
-                if with_poles {
-                    let from_sections = subtract(u[k], input);
-                    let carried = fma::<V>(a, w[k], add(w[k - 1], from_sections));
-                    let next = fma::<V>(minus_a, slope, carried);
-                    w[k - 1] = slope;
-                    sum = fma::<V>(c[k], next, sum);
-                    slope = next;
-                }
-                u[k - 1] = input;
-                acc[k] = fma::<V>(gradient, output, acc[k]);
-                input = output;
-            }
-            u[shape.order] = input;
-            w[shape.order] = slope;
-            acc[MAX_ORDER + 1] = fma::<V>(gradient, sum, acc[MAX_ORDER + 1]);
-            if step % STRETCH == STRETCH - 1 || step + 1 == shape.time {
-                for (total, acc) in total.iter_mut().zip(&mut acc) {
-                    *total = add(*total, *acc);
-                    *acc = ZERO;
-                }
-            }
-        }
-        for (k, total) in total.iter().enumerate().take(shape.order + 1) {
-            store(*total, out.at(k));
-        }
-        store(total[MAX_ORDER + 1], out.at(shape.order + 1));
-    }
+    ) { with_register!(V, bank_params_in(shape, x, coeffs, a, reverse, dy, with_poles, out)) }
 }
 
 #[cfg(test)]

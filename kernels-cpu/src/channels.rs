@@ -3,68 +3,78 @@
 
 use std::ops::Range;
 
-use crate::simd::{LANES, Lanes};
+use crate::register::Register;
 use crate::threads::{SharedMut, par_blocks};
 
-/// Registers of a block.
-pub(crate) const REGISTERS: usize = 2;
-/// Channels of a block.
-pub(crate) const BLOCK: usize = REGISTERS * LANES;
+/// Channels of a block: two sixteen-float registers.
+pub(crate) const BLOCK: usize = 32;
 
-/// One value for each channel of a block.
-pub(crate) type Block = [Lanes; REGISTERS];
+/// One value for each channel of a block; `R` holds sixteen floats.
+#[derive(Clone, Copy)]
+pub(crate) struct Block<R>([R; 2]);
 
-pub(crate) const ZERO: Block = [Lanes([0.0; LANES]); REGISTERS];
+#[inline(always)]
+pub(crate) fn splat<R: Register>(x: f32) -> Block<R> {
+    Block([R::splat(x); 2])
+}
+
+#[inline(always)]
+pub(crate) fn zero<R: Register>() -> Block<R> {
+    splat(0.0)
+}
 
 /// Up to [`BLOCK`] floats; 0 in the lanes past the end of `x`.
 #[inline(always)]
-pub(crate) fn load(x: &[f32]) -> Block {
+pub(crate) fn load<R: Register>(x: &[f32]) -> Block<R> {
+    const { assert!(2 * R::WIDTH == BLOCK) };
     if x.len() >= BLOCK {
-        std::array::from_fn(|r| Lanes::load(&x[r * LANES..]))
-    } else {
-        std::array::from_fn(|r| Lanes::load_partial(x.get(r * LANES..).unwrap_or(&[]), 0.0))
+        // SAFETY: BLOCK floats are there.
+        return unsafe { Block([R::load(x.as_ptr()), R::load(x.as_ptr().add(R::WIDTH))]) };
     }
+    let mut padded = [0.0; BLOCK];
+    padded[..x.len()].copy_from_slice(x);
+    // SAFETY: as above.
+    unsafe { Block([R::load(padded.as_ptr()), R::load(padded.as_ptr().add(R::WIDTH))]) }
 }
 
 /// Writes as many lanes as `y` has room for.
 #[inline(always)]
-pub(crate) fn store(x: Block, y: &mut [f32]) {
+pub(crate) fn store<R: Register>(x: Block<R>, y: &mut [f32]) {
     if y.len() >= BLOCK {
-        for (r, x) in x.into_iter().enumerate() {
-            x.store(&mut y[r * LANES..]);
-        }
-    } else {
-        for (y, x) in y.chunks_mut(LANES).zip(x) {
-            y.copy_from_slice(&x.0[..y.len()]);
-        }
+        // SAFETY: there is room for BLOCK floats.
+        return unsafe {
+            x.0[0].store(y.as_mut_ptr());
+            x.0[1].store(y.as_mut_ptr().add(R::WIDTH));
+        };
     }
+    let mut padded = [0.0; BLOCK];
+    // SAFETY: as above.
+    unsafe {
+        x.0[0].store(padded.as_mut_ptr());
+        x.0[1].store(padded.as_mut_ptr().add(R::WIDTH));
+    }
+    y.copy_from_slice(&padded[..y.len()]);
 }
 
-/// `f` of each register.
 #[inline(always)]
-pub(crate) fn map(a: Block, b: Block, f: impl Fn(Lanes, Lanes) -> Lanes) -> Block {
-    std::array::from_fn(|r| f(a[r], b[r]))
+pub(crate) fn add<R: Register>(a: Block<R>, b: Block<R>) -> Block<R> {
+    Block([a.0[0].add(b.0[0]), a.0[1].add(b.0[1])])
+}
+
+#[inline(always)]
+pub(crate) fn sub<R: Register>(a: Block<R>, b: Block<R>) -> Block<R> {
+    Block([a.0[0].sub(b.0[0]), a.0[1].sub(b.0[1])])
+}
+
+#[inline(always)]
+pub(crate) fn mul<R: Register>(a: Block<R>, b: Block<R>) -> Block<R> {
+    Block([a.0[0].mul(b.0[0]), a.0[1].mul(b.0[1])])
 }
 
 /// `a * b + c`
 #[inline(always)]
-pub(crate) fn fma<V: crate::simd::Isa>(a: Block, b: Block, c: Block) -> Block {
-    std::array::from_fn(|r| a[r].fma::<V>(b[r], c[r]))
-}
-
-#[inline(always)]
-pub(crate) fn mul(a: Block, b: Block) -> Block {
-    map(a, b, Lanes::mul)
-}
-
-#[inline(always)]
-pub(crate) fn add(a: Block, b: Block) -> Block {
-    map(a, b, Lanes::add)
-}
-
-#[inline(always)]
-pub(crate) fn splat(x: f32) -> Block {
-    [Lanes::splat(x); REGISTERS]
+pub(crate) fn fma<R: Register>(a: Block<R>, b: Block<R>, c: Block<R>) -> Block<R> {
+    Block([c.0[0].accumulate(a.0[0], b.0[0]), c.0[1].accumulate(a.0[1], b.0[1])])
 }
 
 /// `x[first..]`, empty where a tensor without any time steps has no such offset.

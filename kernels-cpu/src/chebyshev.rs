@@ -6,8 +6,9 @@
 
 use crate::attention::{take, with_scratch};
 use crate::channels::{
-    BLOCK, Block, Column, ZERO, add, fma, for_each_block, load, mul, splat, store, sum_parts, tail, transpose,
+    BLOCK, Block, Column, add, fma, for_each_block, load, mul, splat, store, sub, sum_parts, tail, transpose, zero,
 };
+use crate::register::{Register, with_register};
 use crate::threads::{SharedMut, par_blocks};
 use crate::tile::{Left, matmul, pack_transposed, pad_cols, pad_rows};
 
@@ -116,22 +117,16 @@ pub fn cheb_path_backward_coeffs(shape: ChebShape, x: &[f32], dy: &[f32], dcoeff
 
 /// The last three values of every term. Term `k` runs `k` positions behind the input, so that one pass over time has
 /// `T_{k-1}` at both neighbours and `T_{k-2}` at the position itself when `T_k` needs them.
-struct Wave([[Block; MAX_ORDER + 1]; 3]);
+struct Wave<R>([[Block<R>; MAX_ORDER + 1]; 3]);
 
-impl Wave {
+impl<R: Register> Wave<R> {
     /// Moves all terms one position on; `use_term(k, position, value)` gets each new value inside the path.
     #[inline(always)]
-    fn step<V: crate::simd::Isa>(
-        &mut self,
-        shape: &ChebShape,
-        s: usize,
-        input: Block,
-        mut use_term: impl FnMut(usize, usize, Block),
-    ) {
+    fn step(&mut self, shape: &ChebShape, s: usize, input: Block<R>, mut use_term: impl FnMut(usize, usize, Block<R>)) {
         let (new, two_ago) = (s % 3, (s + 1) % 3);
         for k in 0..=shape.order.min(s) {
             let p = s - k;
-            let mut value = ZERO;
+            let mut value = zero();
             if p < shape.time {
                 value = match k {
                     0 => input,
@@ -139,9 +134,8 @@ impl Wave {
                         let factor = if k == 1 { 1.0 } else { 2.0 };
                         let left = splat(factor * edge(p as isize - 1, shape.time));
                         let right = splat(factor * edge(p as isize, shape.time));
-                        let start = if k == 1 { ZERO } else { mul(self.0[two_ago][k - 2], splat(-1.0)) };
-                        let sum = fma::<V>(left, self.0[two_ago][k - 1], start);
-                        fma::<V>(right, self.0[new][k - 1], sum)
+                        let sum = fma(right, self.0[new][k - 1], mul(left, self.0[two_ago][k - 1]));
+                        if k == 1 { sum } else { sub(sum, self.0[two_ago][k - 2]) }
                     }
                 };
                 use_term(k, p, value);
@@ -151,50 +145,68 @@ impl Wave {
     }
 }
 
-crate::multiversion! {
-    fn path_apply<V>(shape: ChebShape, width: usize, x: &[f32], coeffs: &[f32], y: &mut Column<'_>) {
-        let mut c = [ZERO; MAX_ORDER + 1];
-        for (k, c) in c.iter_mut().enumerate().take(shape.order + 1) {
-            *c = load(&coeffs[k * shape.channels..][..width]);
-        }
-        let mut wave = Wave([[ZERO; MAX_ORDER + 1]; 3]);
-        let mut sums = [ZERO; RING];
-        for s in 0..shape.time + shape.order {
-            let input = if s < shape.time { load(&x[s * shape.channels..][..width]) } else { ZERO };
-            sums[s % RING] = ZERO;
-            wave.step::<V>(&shape, s, input, #[inline(always)] |k, p, value| {
-                sums[p % RING] = fma::<V>(c[k], value, sums[p % RING]);
-            });
-            if s >= shape.order {
-                store(sums[(s - shape.order) % RING], y.at(s - shape.order));
-            }
+#[inline(always)]
+fn path_apply_in<R: Register>(shape: ChebShape, width: usize, x: &[f32], coeffs: &[f32], y: &mut Column<'_>) {
+    let mut c = [zero::<R>(); MAX_ORDER + 1];
+    for (k, c) in c.iter_mut().enumerate().take(shape.order + 1) {
+        *c = load(&coeffs[k * shape.channels..][..width]);
+    }
+    let mut wave = Wave::<R>([[zero(); MAX_ORDER + 1]; 3]);
+    let mut sums = [zero(); RING];
+    for s in 0..shape.time + shape.order {
+        let input = if s < shape.time { load(&x[s * shape.channels..][..width]) } else { zero() };
+        sums[s % RING] = zero();
+        wave.step(
+            &shape,
+            s,
+            input,
+            #[inline(always)]
+            |k, p, value| {
+                sums[p % RING] = fma(c[k], value, sums[p % RING]);
+            },
+        );
+        if s >= shape.order {
+            store(sums[(s - shape.order) % RING], y.at(s - shape.order));
         }
     }
+}
 
-    fn path_coeffs<V>(shape: ChebShape, width: usize, x: &[f32], dy: &[f32], out: &mut Column<'_>) {
-        let mut wave = Wave([[ZERO; MAX_ORDER + 1]; 3]);
-        let mut gradients = [ZERO; RING];
-        let (mut total, mut acc) = ([ZERO; MAX_ORDER + 1], [ZERO; MAX_ORDER + 1]);
-        for s in 0..shape.time + shape.order {
-            let mut input = ZERO;
-            if s < shape.time {
-                input = load(&x[s * shape.channels..][..width]);
-                gradients[s % RING] = load(&dy[s * shape.channels..][..width]);
-            }
-            wave.step::<V>(&shape, s, input, #[inline(always)] |k, p, value| {
-                acc[k] = fma::<V>(gradients[p % RING], value, acc[k]);
-            });
-            if s % STRETCH == STRETCH - 1 || s + 1 == shape.time + shape.order {
-                for (total, acc) in total.iter_mut().zip(&mut acc) {
-                    *total = add(*total, *acc);
-                    *acc = ZERO;
-                }
-            }
+#[inline(always)]
+fn path_coeffs_in<R: Register>(shape: ChebShape, width: usize, x: &[f32], dy: &[f32], out: &mut Column<'_>) {
+    let mut wave = Wave::<R>([[zero(); MAX_ORDER + 1]; 3]);
+    let mut gradients = [zero(); RING];
+    let (mut total, mut acc) = ([zero(); MAX_ORDER + 1], [zero(); MAX_ORDER + 1]);
+    for s in 0..shape.time + shape.order {
+        let mut input = zero();
+        if s < shape.time {
+            input = load(&x[s * shape.channels..][..width]);
+            gradients[s % RING] = load(&dy[s * shape.channels..][..width]);
         }
-        for (k, total) in total.iter().enumerate().take(shape.order + 1) {
-            store(*total, out.at(k));
+        wave.step(
+            &shape,
+            s,
+            input,
+            #[inline(always)]
+            |k, p, value| {
+                acc[k] = fma(gradients[p % RING], value, acc[k]);
+            },
+        );
+        if s % STRETCH == STRETCH - 1 || s + 1 == shape.time + shape.order {
+            for (total, acc) in total.iter_mut().zip(&mut acc) {
+                *total = add(*total, *acc);
+                *acc = zero();
+            }
         }
     }
+    for (k, total) in total.iter().enumerate().take(shape.order + 1) {
+        store(*total, out.at(k));
+    }
+}
+
+crate::multiversion! {
+    fn path_apply<V>(shape: ChebShape, width: usize, x: &[f32], coeffs: &[f32], y: &mut Column<'_>) { with_register!(V, path_apply_in(shape, width, x, coeffs, y)) }
+
+    fn path_coeffs<V>(shape: ChebShape, width: usize, x: &[f32], dy: &[f32], out: &mut Column<'_>) { with_register!(V, path_coeffs_in(shape, width, x, dy, out)) }
 }
 
 /// `2 l` or `2 l^T`, its rows padded with zeros for the tile product.

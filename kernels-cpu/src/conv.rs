@@ -1,7 +1,8 @@
 //! Depthwise causal convolution over time: `y[b, t, c] = bias[c] + sum_k w[c, k] x[b, t - k, c]`, tap 0 being the current
 //! token and tokens before the first being 0.
 
-use crate::channels::{BLOCK, Block, Column, ZERO, add, fma, for_each_block, load, store, sum_parts, tail, transpose};
+use crate::channels::{BLOCK, Block, Column, add, fma, for_each_block, load, store, sum_parts, tail, transpose, zero};
+use crate::register::{Register, with_register};
 use crate::threads::SharedMut;
 
 /// Sizes of a convolution.
@@ -93,6 +94,51 @@ fn run(shape: ConvShape, x: &[f32], w: &[f32], bias: Option<&[f32]>, ahead: bool
     });
 }
 
+#[inline(always)]
+fn tap_block_in<R: Register>(
+    shape: ConvShape,
+    width: usize,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    ahead: bool,
+    y: &mut Column<'_>,
+) {
+    let start = bias.map_or(zero::<R>(), load);
+    for t in 0..shape.time {
+        let mut acc = start;
+        let reach = if ahead { shape.time - t } else { t + 1 };
+        for k in 0..shape.taps.min(reach) {
+            let s = if ahead { t + k } else { t - k };
+            let weight = load(&w[k * shape.channels..][..width]);
+            acc = fma(weight, load(&x[s * shape.channels..][..width]), acc);
+        }
+        store(acc, y.at(t));
+    }
+}
+
+#[inline(always)]
+fn weight_block_in<R: Register>(shape: ConvShape, width: usize, x: &[f32], dy: &[f32], out: &mut Column<'_>) {
+    let at = |x: &[f32], t: usize| -> Block<R> { load(&x[t * shape.channels..][..width]) };
+    for k in 0..=shape.taps {
+        let mut total = zero();
+        // the row past the taps is the bias: its input is 1 everywhere
+        let first = if k < shape.taps { k } else { 0 };
+        for from in (first..shape.time).step_by(STRETCH) {
+            let mut acc = zero();
+            for t in from..(from + STRETCH).min(shape.time) {
+                if k < shape.taps {
+                    acc = fma(at(dy, t), at(x, t - k), acc);
+                } else {
+                    acc = add(acc, at(dy, t));
+                }
+            }
+            total = add(total, acc);
+        }
+        store(total, out.at(k));
+    }
+}
+
 crate::multiversion! {
     /// Sums taps over earlier tokens, or over later ones where `ahead`. `x` and `w` start at the block's first channel.
     fn tap_block<V>(
@@ -103,40 +149,9 @@ crate::multiversion! {
         bias: Option<&[f32]>,
         ahead: bool,
         y: &mut Column<'_>,
-    ) {
-        let start = bias.map_or(ZERO, load);
-        for t in 0..shape.time {
-            let mut acc = start;
-            let reach = if ahead { shape.time - t } else { t + 1 };
-            for k in 0..shape.taps.min(reach) {
-                let s = if ahead { t + k } else { t - k };
-                let weight = load(&w[k * shape.channels..][..width]);
-                acc = fma::<V>(weight, load(&x[s * shape.channels..][..width]), acc);
-            }
-            store(acc, y.at(t));
-        }
-    }
+    ) { with_register!(V, tap_block_in(shape, width, x, w, bias, ahead, y)) }
 
-    fn weight_block<V>(shape: ConvShape, width: usize, x: &[f32], dy: &[f32], out: &mut Column<'_>) {
-        let at = |x: &[f32], t: usize| -> Block { load(&x[t * shape.channels..][..width]) };
-        for k in 0..=shape.taps {
-            let mut total = ZERO;
-            // the row past the taps is the bias: its input is 1 everywhere
-            let first = if k < shape.taps { k } else { 0 };
-            for from in (first..shape.time).step_by(STRETCH) {
-                let mut acc = ZERO;
-                for t in from..(from + STRETCH).min(shape.time) {
-                    if k < shape.taps {
-                        acc = fma::<V>(at(dy, t), at(x, t - k), acc);
-                    } else {
-                        acc = add(acc, at(dy, t));
-                    }
-                }
-                total = add(total, acc);
-            }
-            store(total, out.at(k));
-        }
-    }
+    fn weight_block<V>(shape: ConvShape, width: usize, x: &[f32], dy: &[f32], out: &mut Column<'_>) { with_register!(V, weight_block_in(shape, width, x, dy, out)) }
 }
 
 #[cfg(test)]

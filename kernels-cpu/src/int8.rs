@@ -6,19 +6,19 @@
 
 use std::ops::Range;
 
-use gemm::Parallelism;
-
 use crate::attention::with_scratch;
 use crate::int8_dot::{self, Product};
+use crate::register::{Register, with_register};
 use crate::simd::{Isa, LANES, Lanes};
-use crate::threads::{SharedMut, par_blocks, par_rows};
+use crate::threads::{SharedMut, par_blocks, par_rows, par_rows_mut};
+use crate::tile::{Left, matmul, pack_transposed};
 
 /// Up to this many rows of `x`, weights are dequantised in registers, once for every four rows.
 const FEW_ROWS: usize = 8;
 /// Weight rows of one item of work.
 const WEIGHT_ROWS: usize = 32;
-/// Floats of a dequantised panel of weights, for many rows of `x`: half of a usual second-level cache.
-const PANEL: usize = 1 << 17;
+/// Rows of x that a dequantised panel of weights meets at a time.
+const COLUMNS: usize = 32;
 
 /// Groups in a row of `cols`.
 ///
@@ -57,10 +57,7 @@ pub fn quantize(rows: usize, cols: usize, group: usize, x: &[f32], q: &mut [i8],
             // SAFETY: items own disjoint rows.
             let (q, scales) =
                 unsafe { (q.slice(r * cols..(r + 1) * cols), scales.slice(r * groups..(r + 1) * groups)) };
-            for (g, scale) in scales.iter_mut().enumerate() {
-                let part = group_range(g, group, cols);
-                *scale = quantize_group(&x[r * cols..][part.clone()], &mut q[part]);
-            }
+            quantize_row(group, &x[r * cols..][..cols], q, scales);
         }
     });
 }
@@ -76,24 +73,32 @@ fn look<V: Isa>(x: Lanes, greatest: &mut Lanes, poison: &mut Lanes) {
     *poison = x.fma::<V>(Lanes::splat(0.0), *poison);
 }
 
+/// Quantises one group and returns its scale.
+#[inline(always)]
+fn quantize_group<V: Isa>(x: &[f32], q: &mut [i8]) -> f32 {
+    let (mut greatest, mut poison) = (Lanes::splat(0.0), Lanes::splat(0.0));
+    let mut chunks = x.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        look::<V>(Lanes::load(chunk), &mut greatest, &mut poison);
+    }
+    look::<V>(Lanes::load_partial(chunks.remainder(), 0.0), &mut greatest, &mut poison);
+    let scale = greatest.reduce_max() / 127.0 + poison.sum();
+    let usable = scale >= f32::MIN_POSITIVE;
+    let inverse = if usable { 1.0 / scale } else { 0.0 };
+    for (q, &x) in q.iter_mut().zip(x) {
+        // adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits
+        let scaled = (x * inverse).clamp(-127.0, 127.0);
+        *q = (scaled + 12_582_912.0).to_bits() as i8;
+    }
+    if usable || scale.is_nan() { scale } else { 0.0 }
+}
+
 crate::multiversion! {
-    /// Quantises one group and returns its scale.
-    fn quantize_group<V>(x: &[f32], q: &mut [i8]) -> f32 {
-        let (mut greatest, mut poison) = (Lanes::splat(0.0), Lanes::splat(0.0));
-        let mut chunks = x.chunks_exact(LANES);
-        for chunk in &mut chunks {
-            look::<V>(Lanes::load(chunk), &mut greatest, &mut poison);
+    fn quantize_row<V>(group: usize, x: &[f32], q: &mut [i8], scales: &mut [f32]) {
+        for (g, scale) in scales.iter_mut().enumerate() {
+            let part = group_range(g, group, x.len());
+            *scale = quantize_group::<V>(&x[part.clone()], &mut q[part]);
         }
-        look::<V>(Lanes::load_partial(chunks.remainder(), 0.0), &mut greatest, &mut poison);
-        let scale = greatest.reduce_max() / 127.0 + poison.sum();
-        let usable = scale >= f32::MIN_POSITIVE;
-        let inverse = if usable { 1.0 / scale } else { 0.0 };
-        for (q, &x) in q.iter_mut().zip(x) {
-            // adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even
-            let scaled = (x * inverse).clamp(-127.0, 127.0);
-            *q = ((scaled + 12_582_912.0) - 12_582_912.0) as i8;
-        }
-        if usable || scale.is_nan() { scale } else { 0.0 }
     }
 
     fn dequantize_row<V>(group: usize, q: &[i8], scales: &[f32], x: &mut [f32]) {
@@ -114,7 +119,7 @@ pub fn dequantize(rows: usize, cols: usize, group: usize, q: &[i8], scales: &[f3
     check(rows, cols, group, q, scales);
     assert_eq!(x.len(), rows * cols, "int8: x must be [{rows}, {cols}]");
     let groups = groups(cols, group);
-    crate::threads::par_rows_mut(x, cols, 2 * cols, |first, part| {
+    par_rows_mut(x, cols, 2 * cols, |first, part| {
         for (i, x) in part.chunks_exact_mut(cols).enumerate() {
             let r = first + i;
             dequantize_row(group, &q[r * cols..][..cols], &scales[r * groups..][..groups], x);
@@ -129,7 +134,7 @@ fn check_product(m: usize, n: usize, k: usize, group: usize, x: &[f32], w: &[i8]
 }
 
 /// `y [m, n] = x [m, k] w^T` for weights `w [n, k]` with `scales [n, ceil(k / group)]`, in `f32` arithmetic. Few rows: weights are
-/// read once and dequantised in registers; many: panels of weights are dequantised into cache and multiplied by `gemm`.
+/// read once and dequantised in registers; many: panels of weights are dequantised into cache and multiplied there.
 ///
 /// # Panics
 /// If a slice does not have its shape's length, or `group` is 0.
@@ -153,23 +158,45 @@ pub fn matmul_q8(m: usize, n: usize, k: usize, group: usize, x: &[f32], w: &[i8]
         });
         return;
     }
-    let rows = (PANEL / k).clamp(16, 256);
-    par_blocks(n, rows, (m * k / 8).max(1), |_, range| {
-        with_scratch(range.len() * k, |panel| {
+    // x^T in panels of COLUMNS rows of x: [panel][k][COLUMNS]
+    let panels = m.div_ceil(COLUMNS);
+    let mut x_t = vec![0.0; panels * k * COLUMNS];
+    par_rows_mut(&mut x_t, k * COLUMNS, k * COLUMNS, |first, part| {
+        for (i, panel) in part.chunks_exact_mut(k * COLUMNS).enumerate() {
+            let row = (first + i) * COLUMNS;
+            pack_transposed(&x[row * k..], k, COLUMNS.min(m - row), k, COLUMNS, panel);
+        }
+    });
+    par_blocks(n, WEIGHT_ROWS, (m * k / 8).max(1), |_, range| {
+        with_scratch(WEIGHT_ROWS * (k + COLUMNS), |scratch| {
+            let (panel, product) = scratch.split_at_mut(WEIGHT_ROWS * k);
             for (j, row) in range.clone().zip(panel.chunks_exact_mut(k)) {
                 dequantize_row(group, &w[j * k..][..k], &scales[j * groups..][..groups], row);
             }
-            let (nn, ns, ks) = (range.len(), n as isize, k as isize);
-            // SAFETY: y [m, nn] with row stride n, x [m, k], panel [nn, k] read as its transpose, all inside their slices; items
-            // own disjoint columns of y.
-            unsafe {
-                let y = y.as_ptr().add(range.start);
-                let (x, panel) = (x.as_ptr(), panel.as_ptr());
-                let none = Parallelism::None;
-                gemm::gemm(m, nn, k, y, 1, ns, false, x, 1, ks, panel, ks, 1, 0.0, 1.0, false, false, false, none);
+            for (p, x_t) in x_t.chunks_exact(k * COLUMNS).enumerate() {
+                panel_product(k, panel, x_t, product);
+                for r in 0..COLUMNS.min(m - p * COLUMNS) {
+                    let at = (p * COLUMNS + r) * n;
+                    // SAFETY: items own disjoint columns of y.
+                    let out = unsafe { y.slice(at + range.start..at + range.end) };
+                    for (j, y) in out.iter_mut().enumerate() {
+                        *y = product[j * COLUMNS + r];
+                    }
+                }
             }
         });
     });
+}
+
+crate::multiversion! {
+    /// `product [WEIGHT_ROWS, COLUMNS] = w [WEIGHT_ROWS, k] x_t [k, COLUMNS]`
+    fn panel_product<V>(k: usize, w: &[f32], x_t: &[f32], product: &mut [f32]) {
+        assert_eq!(w.len(), WEIGHT_ROWS * k);
+        // SAFETY: all of w is there; V is the dispatched instruction set.
+        unsafe {
+            matmul::<V>([WEIGHT_ROWS, COLUMNS, k], Left::rows(w, k), x_t, COLUMNS, product, COLUMNS, false);
+        }
+    }
 }
 
 /// What the items of a product with few rows share.
@@ -185,57 +212,71 @@ struct Few<'a> {
 /// The products of weight row `w` with `M` rows of `x`, starting at row `first`. Every row is summed in the same order,
 /// whatever `M` is.
 #[inline(always)]
-fn weight_row<V: Isa, const M: usize>(job: &Few<'_>, first: usize, w: &[i8], scales: &[f32]) -> [f32; M] {
+fn weight_row<R: Register, const M: usize>(job: &Few<'_>, first: usize, w: &[i8], scales: &[f32]) -> [f32; M] {
+    const { assert!(R::WIDTH == LANES) };
     let x: [&[f32]; M] = std::array::from_fn(|i| &job.x[(first + i) * job.k..][..job.k]);
-    let mut total = [Lanes::splat(0.0); M];
+    assert_eq!(w.len(), job.k);
+    let mut total = [R::splat(0.0); M];
     for (g, &scale) in scales.iter().enumerate() {
         let part = group_range(g, job.group, job.k);
-        let mut acc = [[Lanes::splat(0.0); 2]; M];
-        let (whole, mut at) = (part.end - part.len() % LANES, part.start);
-        let mut turn = 0;
-        while at < whole {
-            let q: &[i8; LANES] = w[at..].first_chunk().expect("a whole chunk");
-            let weights = Lanes(std::array::from_fn(
-                #[inline(always)]
-                |i| q[i] as f32,
-            ));
-            for i in 0..M {
-                acc[i][turn] = Lanes::load(&x[i][at..]).fma::<V>(weights, acc[i][turn]);
+        let (mut even, mut odd) = ([R::splat(0.0); M], [R::splat(0.0); M]);
+        let mut at = part.start;
+        // SAFETY: LANES elements from `at` on lie inside w and every row of x, all of length k.
+        unsafe {
+            while at + 2 * LANES <= part.end {
+                let (a, b) = (R::load_i8(w.as_ptr().add(at)), R::load_i8(w.as_ptr().add(at + LANES)));
+                for i in 0..M {
+                    even[i] = even[i].accumulate(R::load(x[i].as_ptr().add(at)), a);
+                    odd[i] = odd[i].accumulate(R::load(x[i].as_ptr().add(at + LANES)), b);
+                }
+                at += 2 * LANES;
             }
-            at += LANES;
-            turn ^= 1;
         }
-        if at < part.end {
-            let mut weights = Lanes::splat(0.0);
-            for (o, &q) in weights.0.iter_mut().zip(&w[at..part.end]) {
-                *o = q as f32;
+        while at < part.end {
+            let rest = at..part.end.min(at + LANES);
+            let mut weights = [0i8; LANES];
+            weights[..rest.len()].copy_from_slice(&w[rest.clone()]);
+            // SAFETY: both arrays have LANES elements.
+            unsafe {
+                let a = R::load_i8(weights.as_ptr());
+                for i in 0..M {
+                    let mut values = [0.0f32; LANES];
+                    values[..rest.len()].copy_from_slice(&x[i][rest.clone()]);
+                    even[i] = even[i].accumulate(R::load(values.as_ptr()), a);
+                }
             }
-            for i in 0..M {
-                acc[i][0] = Lanes::load_partial(&x[i][at..part.end], 0.0).fma::<V>(weights, acc[i][0]);
-            }
+            at = rest.end;
         }
         for i in 0..M {
-            total[i] = acc[i][0].add(acc[i][1]).fma::<V>(Lanes::splat(scale), total[i]);
+            total[i] = total[i].accumulate(even[i].add(odd[i]), R::splat(scale));
         }
     }
-    total.map(
-        #[inline(always)]
-        |t| t.sum(),
-    )
+    total.map(|t| {
+        let mut lanes = Lanes::splat(0.0);
+        // SAFETY: LANES floats.
+        unsafe { t.store(lanes.0.as_mut_ptr()) };
+        lanes.sum()
+    })
+}
+
+/// Weight row `w` against all rows of `x`.
+#[inline(always)]
+fn few_rows_in<R: Register>(job: &Few<'_>, j: usize, w: &[i8], scales: &[f32]) {
+    let mut first = 0;
+    while first < job.m {
+        if job.m - first >= 4 {
+            put(job, first, j, weight_row::<R, 4>(job, first, w, scales));
+            first += 4;
+        } else {
+            put(job, first, j, weight_row::<R, 1>(job, first, w, scales));
+            first += 1;
+        }
+    }
 }
 
 crate::multiversion! {
     fn few_rows<V>(job: &Few<'_>, j: usize, w: &[i8], scales: &[f32]) {
-        let mut first = 0;
-        while first < job.m {
-            if job.m - first >= 4 {
-                put(job, first, j, weight_row::<V, 4>(job, first, w, scales));
-                first += 4;
-            } else {
-                put(job, first, j, weight_row::<V, 1>(job, first, w, scales));
-                first += 1;
-            }
-        }
+        with_register!(V, few_rows_in(job, j, w, scales))
     }
 }
 

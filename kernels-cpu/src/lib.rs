@@ -34,6 +34,7 @@ pub mod polar;
 pub mod procrustes;
 pub mod program;
 pub mod reduce;
+mod register;
 pub mod rope;
 pub mod scan;
 #[cfg(test)]

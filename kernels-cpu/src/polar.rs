@@ -1,6 +1,8 @@
 //! The orthogonal polar factor of a small square matrix: fast by Newton-Schulz in `f32`, exactly by one-sided Jacobi in
 //! `f64`.
 
+use crate::tile::{Left, matmul, pad_cols};
+
 /// Cubic Newton-Schulz: `X_0 = M / sqrt(||M||_1 ||M||_inf)`, then `X <- 1.5 X - 0.5 X (X^T X)`, `iters` times, for `m`,
 /// `out` of shape `[d, d]` (Bjorck and Bowie 1971). Singular values grow from `(0, 1]` toward 1, small ones by 1.5 a step;
 /// zero ones stay zero. The zero matrix and non-finite input give the identity.
@@ -13,29 +15,30 @@ pub fn newton_schulz(d: usize, m: &[f32], iters: usize, out: &mut [f32]) {
     if !(bound > 0.0 && m.iter().all(|x| x.is_finite()) && bound.is_finite()) {
         return identity(d, out);
     }
-    for (x, m) in out.iter_mut().zip(m) {
-        *x = m / bound;
-    }
-    let mut gram = vec![0.0f32; d * d];
-    let mut row = vec![0.0f32; d];
-    for _ in 0..iters {
-        gram.fill(0.0);
-        for x in out.chunks(d) {
-            for (g, &xi) in gram.chunks_mut(d).zip(x) {
-                for (g, xj) in g.iter_mut().zip(x) {
-                    *g += xi * xj;
-                }
-            }
+    let w = pad_cols(d);
+    let mut x = vec![0.0f32; w * w];
+    for (x, m) in x.chunks_exact_mut(w).zip(m.chunks_exact(d)) {
+        for (x, m) in x.iter_mut().zip(m) {
+            *x = m / bound;
         }
-        for x in out.chunks_mut(d) {
-            row.fill(0.0);
-            for (g, &xi) in gram.chunks(d).zip(x.iter()) {
-                for (r, g) in row.iter_mut().zip(g) {
-                    *r += xi * g;
-                }
+    }
+    iterate(w, iters, &mut x, &mut vec![0.0; w * w], &mut vec![0.0; w * w]);
+    for (out, x) in out.chunks_exact_mut(d).zip(x.chunks_exact(w)) {
+        out.copy_from_slice(&x[..d]);
+    }
+}
+
+crate::multiversion! {
+    /// The iteration on a square tile padded with zeros, which stay zeros.
+    fn iterate<V>(w: usize, iters: usize, x: &mut [f32], gram: &mut [f32], product: &mut [f32]) {
+        for _ in 0..iters {
+            // SAFETY: all are whole w x w tiles, w a multiple of both paddings; V is the dispatched instruction set.
+            unsafe {
+                matmul::<V>([w; 3], Left::transposed(x, w), x, w, gram, w, false);
+                matmul::<V>([w; 3], Left::rows(x, w), gram, w, product, w, false);
             }
-            for (x, r) in x.iter_mut().zip(&row) {
-                *x = 1.5 * *x - 0.5 * r;
+            for (x, p) in x.iter_mut().zip(product.iter()) {
+                *x = V::fma(-0.5, *p, 1.5 * *x);
             }
         }
     }

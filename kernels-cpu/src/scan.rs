@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use crate::channels::{BLOCK, Column, add, fma, load, mul, splat, store, tail};
+use crate::channels::{BLOCK, Block, Column, add, fma, load, mul, splat, store, tail};
+use crate::register::{Register, with_register};
 use crate::threads::{SharedMut, par_blocks};
 
 /// Sizes of a scan.
@@ -93,6 +94,55 @@ pub fn gated_scan_naive_backward(
     }
 }
 
+#[inline(always)]
+fn scan_block_in<R: Register>(g: View<'_>, u: View<'_>, range: Range<usize>, state: &mut [f32], h: Option<Column<'_>>) {
+    let (mut s, mut h) = (load::<R>(state), h);
+    for t in range {
+        s = fma(g.at(t), s, u.at(t));
+        if let Some(h) = &mut h {
+            store(s, h.at(t));
+        }
+    }
+    store(s, state);
+}
+
+#[inline(always)]
+fn product_block_in<R: Register>(g: View<'_>, range: Range<usize>, product: &mut [f32]) {
+    let mut p = splat::<R>(1.0);
+    for t in range {
+        p = mul(p, g.at(t));
+    }
+    store(p, product);
+}
+
+#[inline(always)]
+fn reverse_block_in<R: Register>(
+    g: View<'_>,
+    dy: View<'_>,
+    range: Range<usize>,
+    carry: &mut [f32],
+    out: Option<Gradients<'_>>,
+) {
+    let mut c = load::<R>(carry);
+    match out {
+        None => {
+            for t in range.rev() {
+                c = mul(g.at(t), add(dy.at(t), c));
+            }
+        }
+        Some(mut out) => {
+            for t in range.rev() {
+                let s = add(dy.at(t), c);
+                store(s, out.du.at(t));
+                let before = if t > 0 { out.h.at(t - 1) } else { load(out.before) };
+                store(mul(s, before), out.dg.at(t));
+                c = mul(g.at(t), s);
+            }
+        }
+    }
+    store(c, carry);
+}
+
 crate::multiversion! {
     /// One step: `h = g h + u` over slices of one length (`batch * channels`); `h` carries the state.
     pub fn gated_scan_step<V>(g: &[f32], u: &[f32], h: &mut [f32]) {
@@ -126,25 +176,10 @@ crate::multiversion! {
     }
 
     /// Scans `range` from `state`; returns the last state through `state` and, where asked for, writes all states.
-    fn scan_block<V>(g: View<'_>, u: View<'_>, range: Range<usize>, state: &mut [f32], h: Option<Column<'_>>) {
-        let (mut s, mut h) = (load(state), h);
-        for t in range {
-            s = fma::<V>(g.at(t), s, u.at(t));
-            if let Some(h) = &mut h {
-                store(s, h.at(t));
-            }
-        }
-        store(s, state);
-    }
+    fn scan_block<V>(g: View<'_>, u: View<'_>, range: Range<usize>, state: &mut [f32], h: Option<Column<'_>>) { with_register!(V, scan_block_in(g, u, range, state, h)) }
 
     /// The product of the gates of `range`.
-    fn product_block<V>(g: View<'_>, range: Range<usize>, product: &mut [f32]) {
-        let mut p = splat(1.0);
-        for t in range {
-            p = mul(p, g.at(t));
-        }
-        store(p, product);
-    }
+    fn product_block<V>(g: View<'_>, range: Range<usize>, product: &mut [f32]) { with_register!(V, product_block_in(g, range, product)) }
 
     /// Scans `range` backward; `carry` is what reaches its last state from later, then what reaches the state before it.
     fn reverse_block<V>(
@@ -153,26 +188,7 @@ crate::multiversion! {
         range: Range<usize>,
         carry: &mut [f32],
         out: Option<Gradients<'_>>,
-    ) {
-        let mut c = load(carry);
-        match out {
-            None => {
-                for t in range.rev() {
-                    c = mul(g.at(t), add(dy.at(t), c));
-                }
-            }
-            Some(mut out) => {
-                for t in range.rev() {
-                    let s = add(dy.at(t), c);
-                    store(s, out.du.at(t));
-                    let before = if t > 0 { out.h.at(t - 1) } else { load(out.before) };
-                    store(mul(s, before), out.dg.at(t));
-                    c = mul(g.at(t), s);
-                }
-            }
-        }
-        store(c, carry);
-    }
+    ) { with_register!(V, reverse_block_in(g, dy, range, carry, out)) }
 }
 
 /// One block of channels of one batch row, to read.
@@ -190,7 +206,7 @@ impl<'a> View<'a> {
     }
 
     #[inline(always)]
-    fn at(&self, t: usize) -> crate::channels::Block {
+    fn at<R: Register>(&self, t: usize) -> Block<R> {
         load(&self.x[t * self.stride..][..self.width])
     }
 }

@@ -1,7 +1,8 @@
 //! Matrix products of tiles that stay in cache, for kernels that keep their operands packed (attention, the matrix form
 //! of the Chebyshev filter). One register block of C is held while a strip of A and a panel of B stream by.
 
-use crate::simd::{Isa, Level};
+use crate::register::{Base, Register};
+use crate::simd::Isa;
 
 /// Rows of C come in multiples of this (pad with zeros).
 pub const ROWS: usize = 8;
@@ -18,98 +19,6 @@ pub const fn pad_rows(n: usize) -> usize {
 #[inline(always)]
 pub const fn pad_cols(n: usize) -> usize {
     n.next_multiple_of(COLS)
-}
-
-/// One SIMD register of floats.
-trait Register: Copy {
-    const WIDTH: usize;
-    /// # Safety
-    /// `p` is valid for `WIDTH` reads, and the instruction set is there.
-    unsafe fn load(p: *const f32) -> Self;
-    /// # Safety
-    /// `p` is valid for `WIDTH` writes, and the instruction set is there.
-    unsafe fn store(self, p: *mut f32);
-    /// # Safety
-    /// The instruction set is there.
-    unsafe fn splat(x: f32) -> Self;
-    /// `a * b + self`
-    ///
-    /// # Safety
-    /// The instruction set is there.
-    unsafe fn accumulate(self, a: Self, b: Self) -> Self;
-}
-
-/// Four floats in plain code, for SSE2, NEON and whatever else LLVM makes of it.
-#[derive(Clone, Copy)]
-struct Four([f32; 4]);
-
-impl Register for Four {
-    const WIDTH: usize = 4;
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> Self {
-        // SAFETY: the trait's contract.
-        Four(unsafe { p.cast::<[f32; 4]>().read_unaligned() })
-    }
-    #[inline(always)]
-    unsafe fn store(self, p: *mut f32) {
-        // SAFETY: the trait's contract.
-        unsafe { p.cast::<[f32; 4]>().write_unaligned(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self {
-        Four([x; 4])
-    }
-    #[inline(always)]
-    unsafe fn accumulate(self, a: Self, b: Self) -> Self {
-        Four(std::array::from_fn(|i| crate::simd::Baseline::fma(a.0[i], b.0[i], self.0[i])))
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::Register;
-    use std::arch::x86_64::*;
-
-    impl Register for __m256 {
-        const WIDTH: usize = 8;
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> Self {
-            // SAFETY (all below): the trait's contract.
-            unsafe { _mm256_loadu_ps(p) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, p: *mut f32) {
-            unsafe { _mm256_storeu_ps(p, self) }
-        }
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            unsafe { _mm256_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn accumulate(self, a: Self, b: Self) -> Self {
-            unsafe { _mm256_fmadd_ps(a, b, self) }
-        }
-    }
-
-    impl Register for __m512 {
-        const WIDTH: usize = 16;
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> Self {
-            unsafe { _mm512_loadu_ps(p) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, p: *mut f32) {
-            unsafe { _mm512_storeu_ps(p, self) }
-        }
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            unsafe { _mm512_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn accumulate(self, a: Self, b: Self) -> Self {
-            unsafe { _mm512_fmadd_ps(a, b, self) }
-        }
-    }
 }
 
 /// The left operand: element `(i, k)` is at `ptr + i * row + k * col`.
@@ -165,19 +74,19 @@ pub unsafe fn matmul<V: Isa>(
     unsafe {
         #[cfg(target_arch = "x86_64")]
         match V::LEVEL {
-            Level::Avx512 => {
-                use std::arch::x86_64::__m512;
+            crate::simd::Level::Avx512 => {
+                use crate::register::__m512;
                 let wide = n / 32 * 32;
                 columns::<__m512, 8, 2>(0, wide, m, k, a, b, b_stride, c, c_stride, accumulate);
                 return columns::<__m512, 8, 1>(wide, n, m, k, a, b, b_stride, c, c_stride, accumulate);
             }
-            Level::Avx2 => {
-                use std::arch::x86_64::__m256;
+            crate::simd::Level::Avx2 => {
+                use crate::register::__m256;
                 return columns::<__m256, 4, 2>(0, n, m, k, a, b, b_stride, c, c_stride, accumulate);
             }
-            Level::Baseline => {}
+            crate::simd::Level::Baseline => {}
         }
-        columns::<Four, 4, 2>(0, n, m, k, a, b, b_stride, c, c_stride, accumulate)
+        columns::<Base, 4, 2>(0, n, m, k, a, b, b_stride, c, c_stride, accumulate)
     }
 }
 
