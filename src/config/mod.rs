@@ -11,8 +11,8 @@ mod sections;
 pub use gpt::{FeedForward, GptConfig, Init, Norm, Positions, RopeLayout};
 pub use presets::{PRESETS, Preset};
 pub use sections::{
-    Batching, DataConfig, Heldout, OptimizerConfig, OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind,
-    TokenizerConfig, TokenizerKind, TrainConfig,
+    Batching, DataConfig, OptimizerConfig, OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind, TokenizerConfig,
+    TokenizerKind, TrainConfig,
 };
 
 use crate::error::{Error, Result};

@@ -225,7 +225,8 @@ fn impossible_shapes_and_ranges_are_refused_with_the_numbers() {
         (&["tokenizer.vocab_size=100"], &["tokenizer.vocab_size = 100", "256"]),
         (&["tokenizer.kind=file"], &["tokenizer.path"]),
         (&["data.val_fraction=1"], &["data.val_fraction"]),
-        (&["data.source=x.txt"], &["data.batching"]),
+        (&["data.source=x.txt", "data.batching=packed"], &["data.batching", "x.txt"]),
+        (&["data.heldout=person:9th"], &["data.heldout", "9th"]),
         (&["train.patience=3", "train.eval_interval=0"], &["train.patience", "train.eval_interval"]),
     ];
     for (sets, parts) in cases {

@@ -334,6 +334,33 @@ pub fn verify(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The model folder that `path` means: a run folder gives its best checkpoint (or its last, if none is best), anything
+/// else must hold `model.safetensors` itself. A checkpoint of ours is checked against its manifest.
+///
+/// # Errors
+/// `Error::Checkpoint` when there is no model there, or it is damaged.
+pub fn model_folder(path: &Path) -> Result<PathBuf> {
+    let folder = if path.join("checkpoints").is_dir() {
+        let store = CheckpointStore::new(path.join("checkpoints"), 1);
+        let step = store.find(Which::Best).or_else(|| store.find(Which::Last));
+        store.path(step.ok_or_else(|| damaged(path, "this run has no checkpoint yet"))?)
+    } else {
+        path.to_path_buf()
+    };
+    if !folder.join(WEIGHTS_FILE).is_file() {
+        return Err(damaged(
+            path,
+            format!(
+                "neither a run folder nor a model folder (no checkpoints, no {WEIGHTS_FILE}); give the path a training run printed"
+            ),
+        ));
+    }
+    if folder.join(STATE_FILE).is_file() {
+        verify(&folder)?;
+    }
+    Ok(folder)
+}
+
 #[cfg(test)]
 #[path = "checkpoint_tests.rs"]
 mod tests;

@@ -223,6 +223,26 @@ fn a_checkpoint_that_is_not_there_lists_those_that_are() {
     assert!("newest".parse::<Which>().unwrap_err().to_string().contains("newest"));
 }
 
+#[test]
+fn a_run_means_its_best_model_and_any_model_folder_itself() {
+    let (dir, store) = store();
+    assert!(model_folder(dir.path()).unwrap_err().to_string().contains("neither a run folder nor a model folder"));
+    std::fs::create_dir(store.folder()).unwrap();
+    assert!(model_folder(dir.path()).unwrap_err().to_string().contains("no checkpoint yet"));
+    let first = save(&store, 10, false);
+    assert_eq!(model_folder(dir.path()).unwrap(), first);
+    save(&store, 20, true);
+    let last = save(&store, 30, false);
+    assert_eq!(model_folder(dir.path()).unwrap(), store.path(20));
+    assert_eq!(model_folder(&last).unwrap(), last);
+    flip_last_bit(&last.join(WEIGHTS_FILE));
+    assert_eq!(model_folder(&last).unwrap_err().exit_code(), 6);
+    let foreign = dir.path().join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::copy(store.path(20).join(WEIGHTS_FILE), foreign.join(WEIGHTS_FILE)).unwrap();
+    assert_eq!(model_folder(&foreign).unwrap(), foreign);
+}
+
 /// A mounted tmpfs of 256 KiB, unmounted on drop. None where this process may not mount.
 #[cfg(target_os = "linux")]
 struct SmallDisk(TempDir);

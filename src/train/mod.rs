@@ -3,6 +3,7 @@
 //! The loop knows models and data only through the traits of [`model`].
 
 pub mod checkpoint;
+pub mod data;
 mod exact;
 pub mod files;
 pub mod manifest;

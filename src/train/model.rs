@@ -1,32 +1,10 @@
-//! What the training loop asks of a model and of data. A compute backend implements [`TrainModel`]; the data room implements
-//! [`BatchSource`] and [`EvalSource`]; nothing here knows how either works.
+//! What the training loop asks of a model and of data. A compute backend implements [`TrainModel`]; `train::data` makes
+//! [`BatchSource`] and [`EvalSource`] of the data room's batches; nothing here knows how either works.
+
+pub use crate::data::Batch;
 
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
-
-/// Token sequences and what each position must predict, `batch` rows of `context` tokens, row-major.
-///
-/// Every batch of a source has the same shape: rows that are shorter, or missing, are filled up with positions
-/// whose target is [`Batch::IGNORE`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// Token ids, `batch * context` of them.
-    pub inputs: Vec<i32>,
-    /// The token that follows each input, or [`Batch::IGNORE`].
-    pub targets: Vec<i32>,
-    pub batch: usize,
-    pub context: usize,
-}
-
-impl Batch {
-    /// A target that is not predicted: padding.
-    pub const IGNORE: i32 = -1;
-
-    /// Positions that count in the loss.
-    pub fn target_tokens(&self) -> u64 {
-        self.targets.iter().filter(|&&target| target != Self::IGNORE).count() as u64
-    }
-}
 
 /// An endless stream of training batches whose place can be saved and found again exactly.
 pub trait BatchSource {
@@ -187,7 +165,8 @@ pub trait TrainModel {
     fn info(&self) -> ModelInfo;
 
     /// Forward, backward, clipping and update over all micro-batches: one call is one optimiser step, so that a backend
-    /// may do it in one submission. Gradients are summed over the micro-batches and divided by `info.target_tokens`.
+    /// may do it in one submission. Gradients are summed over the micro-batches and divided by `info.target_tokens`;
+    /// a negative target counts in neither.
     ///
     /// A step whose loss or gradient norm is not finite must leave weights and moments as they were and report the
     /// numbers it got; the loop then asks [`TrainModel::find_non_finite`] and ends the run.

@@ -187,7 +187,7 @@ impl<'a> Loop<'a> {
         let begun = Instant::now();
         let batches: Vec<Batch> =
             (0..config.train.accumulation).map(|_| self.job.train.next_batch()).collect::<Result<_>>()?;
-        let target_tokens = batches.iter().map(Batch::target_tokens).sum();
+        let target_tokens = batches.iter().map(|batch| batch.scored() as u64).sum();
         if target_tokens == 0 {
             return Err(Error::Data(format!("the batch of step {} has nothing to predict", self.state.step + 1)));
         }

@@ -53,7 +53,8 @@ impl Rows {
             inputs.extend(&tokens[..CONTEXT]);
             targets.extend(&tokens[1..]);
         }
-        Batch { batch: inputs.len() / CONTEXT, context: CONTEXT, inputs, targets }
+        let batch = inputs.len() / CONTEXT;
+        Batch { lengths: vec![CONTEXT as u32; batch], batch, context: CONTEXT, inputs, targets }
     }
 }
 
@@ -115,7 +116,7 @@ impl Bigram {
     }
 
     fn pairs(batch: &Batch) -> impl Iterator<Item = (i32, i32)> {
-        batch.inputs.iter().copied().zip(batch.targets.iter().copied()).filter(|pair| pair.1 != Batch::IGNORE)
+        batch.inputs.iter().copied().zip(batch.targets.iter().copied()).filter(|pair| pair.1 >= 0)
     }
 }
 
