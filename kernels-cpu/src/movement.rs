@@ -129,6 +129,8 @@ unsafe fn plane<T: Word>(src: *const T, dst: *mut T, rows: Axis, columns: Axis) 
             for i in 0..rows.size {
                 std::slice::from_raw_parts_mut(dst.add(i * rows.dst), columns.size).fill(*src.add(i * rows.src));
             }
+        } else if rows.src == 1 && columns.dst == 1 {
+            transpose(src, dst, rows, columns);
         } else {
             // blocks keep the lines of both sides in cache
             for i0 in (0..rows.size).step_by(TRANSPOSE_BLOCK) {
@@ -137,6 +139,43 @@ unsafe fn plane<T: Word>(src: *const T, dst: *mut T, rows: Axis, columns: Axis) 
                         let (s, d) = (src.add(i * rows.src), dst.add(i * rows.dst));
                         for j in j0..columns.size.min(j0 + TRANSPOSE_BLOCK) {
                             *d.add(j * columns.dst) = *s.add(j * columns.src);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// [`plane`] where the rows' axis is contiguous in the source and the columns' axis in the destination: each block is read and written
+/// along lines, and turned in between.
+///
+/// # Safety
+/// That of [`plane`].
+unsafe fn transpose<T: Word>(src: *const T, dst: *mut T, rows: Axis, columns: Axis) {
+    const B: usize = 16;
+    // SAFETY: (whole body) offsets stay within the box.
+    unsafe {
+        for i0 in (0..rows.size).step_by(B) {
+            for j0 in (0..columns.size).step_by(B) {
+                let (height, width) = (B.min(rows.size - i0), B.min(columns.size - j0));
+                let (s, d) = (src.add(i0 + j0 * columns.src), dst.add(i0 * rows.dst + j0));
+                if (height, width) == (B, B) {
+                    let mut block = [[*s; B]; B];
+                    for (j, line) in block.iter_mut().enumerate() {
+                        *line = s.add(j * columns.src).cast::<[T; B]>().read_unaligned();
+                    }
+                    for i in 0..B {
+                        let mut line = [*s; B];
+                        for (to, from) in line.iter_mut().zip(&block) {
+                            *to = from[i];
+                        }
+                        d.add(i * rows.dst).cast::<[T; B]>().write_unaligned(line);
+                    }
+                } else {
+                    for i in 0..height {
+                        for j in 0..width {
+                            *d.add(i * rows.dst + j) = *s.add(i + j * columns.src);
                         }
                     }
                 }

@@ -69,35 +69,30 @@ pub fn fill_normal(seed: u64, stream: u32, out: &mut [f32]) {
     fill(whole / 4, tail);
 }
 
-/// Philox blocks computed side by side: 64 elements.
-const SIDE: usize = 16;
+/// Philox blocks computed side by side: 256 elements.
+const SIDE: usize = 64;
 
 crate::multiversion! {
     /// Elements 4 * first_block .. of the dropout stream.
     fn dropout_blocks<V>(x: &[f32], p: f32, seed: [u32; 2], stream: u32, step: u32, first_block: u64, y: &mut [f32]) {
         let scale = 1.0 / (1.0 - p);
+        let mut factors = [0.0f32; 4 * SIDE];
         for (i, (x, y)) in x.chunks(4 * SIDE).zip(y.chunks_mut(4 * SIDE)).enumerate() {
             let first = first_block + (i * SIDE) as u64;
             let mut words = [[0u32; SIDE]; 4];
-            let (mut c0, mut c1) = ([0u32; SIDE], [0u32; SIDE]);
-            let (mut c2, mut c3) = ([stream; SIDE], [step; SIDE]);
-            let [mut k0, mut k1] = seed;
+            let [w0, w1, w2, w3] = &mut words;
             for l in 0..SIDE {
                 let j = first + l as u64;
-                (c0[l], c1[l]) = (j as u32, (j >> 32) as u32);
+                let block = philox4x32(seed, [j as u32, (j >> 32) as u32, stream, step]);
+                (w0[l], w1[l], w2[l], w3[l]) = (block[0], block[1], block[2], block[3]);
             }
-            for _ in 0..10 {
-                for l in 0..SIDE {
-                    let (hi0, lo0) = mul_hi_lo(M0, c0[l]);
-                    let (hi1, lo1) = mul_hi_lo(M1, c2[l]);
-                    (c0[l], c1[l], c2[l], c3[l]) = (hi1 ^ c1[l] ^ k0, lo1, hi0 ^ c3[l] ^ k1, lo0);
+            for l in 0..SIDE {
+                for w in 0..4 {
+                    factors[4 * l + w] = if uniform_f32(words[w][l]) >= p { scale } else { 0.0 };
                 }
-                k0 = k0.wrapping_add(W0);
-                k1 = k1.wrapping_add(W1);
             }
-            (words[0], words[1], words[2], words[3]) = (c0, c1, c2, c3);
-            for (e, (y, &x)) in y.iter_mut().zip(x).enumerate() {
-                *y = if uniform_f32(words[e % 4][e / 4]) >= p { x * scale } else { 0.0 };
+            for ((y, &x), &f) in y.iter_mut().zip(x).zip(&factors) {
+                *y = if f != 0.0 { x * f } else { 0.0 };
             }
         }
     }

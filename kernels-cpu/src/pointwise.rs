@@ -1,7 +1,7 @@
 //! Runs pointwise programs ([`Program`]) over tensors with broadcasting: block by block, with the values of a block in registers of
 //! some hundred elements that stay in the first-level cache. Memory is read and written once however long the program is.
 
-use crate::pointwise_ops::{self as ops, CHUNK};
+use crate::pointwise_ops as ops;
 use crate::program::{Instr, Program};
 use crate::threads::par_rows;
 use std::cell::Cell;
@@ -351,10 +351,7 @@ impl Worker<'_> {
     unsafe fn run_block(&mut self, row: usize, first: usize, n: usize, at: usize) {
         let layout = self.layout;
         let program = layout.program;
-        // kernels work on whole chunks: what is not whole goes through the registers
-        let whole = n.is_multiple_of(CHUNK);
-        let padded = n.next_multiple_of(CHUNK);
-        // SAFETY: (whole body) registers have at least `padded` elements; tensors are used in place only for whole chunks in bounds.
+        // SAFETY: (whole body) registers have at least `n` elements, and the `n` elements of tensors are in bounds.
         unsafe {
             for (i, instr) in program.instrs.iter().enumerate() {
                 let Instr::Input(k) = *instr else { continue };
@@ -362,7 +359,7 @@ impl Worker<'_> {
                     continue;
                 }
                 match self.tensors.inputs[k as usize].data {
-                    InData::F32(p) if whole && layout.direct_in[i] => {
+                    InData::F32(p) if layout.direct_in[i] => {
                         let offset =
                             if layout.by_row { layout.space.row_offset(k as usize, row) + first } else { first };
                         self.place[i] = p.add(offset).cast_mut();
@@ -370,7 +367,6 @@ impl Worker<'_> {
                     _ => {
                         if let Some(register) = self.register(i) {
                             self.load(k as usize, row, first, n, register);
-                            std::slice::from_raw_parts_mut(register.add(n), padded - n).fill(0.0);
                             self.place[i] = register;
                         }
                     }
@@ -381,7 +377,7 @@ impl Worker<'_> {
                     continue;
                 }
                 let y = match layout.direct_out[i].map(|k| self.tensors.outputs[k]) {
-                    Some(Out::F32(p)) if whole => p.add(at),
+                    Some(Out::F32(p)) => p.add(at),
                     _ => match self.register(i) {
                         Some(register) => register,
                         None => continue, // nobody reads it
@@ -389,9 +385,9 @@ impl Worker<'_> {
                 };
                 let place = |a: u16| self.place[a as usize].cast_const();
                 match *instr {
-                    Instr::Unary(op, a) => ops::run_unary(op, padded, place(a), y),
-                    Instr::Binary(op, a, b) => ops::run_binary(op, padded, place(a), place(b), y),
-                    Instr::Select(c, a, b) => ops::select_block(padded, place(c), place(a), place(b), y),
+                    Instr::Unary(op, a) => ops::run_unary(op, n, place(a), y),
+                    Instr::Binary(op, a, b) => ops::run_binary(op, n, place(a), place(b), y),
+                    Instr::Select(c, a, b) => ops::select_block(n, place(c), place(a), place(b), y),
                     Instr::Input(_) | Instr::Const(_) => {}
                 }
                 self.place[i] = y;

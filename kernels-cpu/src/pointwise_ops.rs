@@ -4,8 +4,8 @@ use crate::math;
 use crate::program::{Binary, Unary};
 use crate::simd::Isa;
 
-/// Blocks are processed in chunks of this many elements, and their lengths are multiples of it.
-pub(crate) const CHUNK: usize = 32;
+/// Elements that a kernel holds apart where it must.
+const CHUNK: usize = 128;
 
 #[inline(always)]
 fn unary<V: Isa, const OP: u8>(x: f32) -> f32 {
@@ -61,77 +61,97 @@ fn binary<const OP: u8>(a: f32, b: f32) -> f32 {
     }
 }
 
-type Chunk = [f32; CHUNK];
-
-#[inline(always)]
-unsafe fn load(p: *const f32, i: usize) -> Chunk {
-    // SAFETY: the contract of the kernels.
-    unsafe { p.add(i).cast::<Chunk>().read_unaligned() }
-}
-
-#[inline(always)]
-unsafe fn store(p: *mut f32, i: usize, v: Chunk) {
-    // SAFETY: the contract of the kernels.
-    unsafe { p.add(i).cast::<Chunk>().write_unaligned(v) }
-}
-
-// The contract of all kernels: `n` is a multiple of `CHUNK`, and the pointers are valid for `n` elements. A result may stand where an
-// operand stands (each chunk is loaded before it is stored), but may not overlap one otherwise.
+// The contract of the kernels: the pointers are valid for `n` elements, and the result either stands exactly where an operand stands or overlaps none. The cases are
+// told apart because LLVM vectorises a loop only where it can show that stores do not reach later loads.
 crate::multiversion! {
     unsafe fn unary_block<V, const OP: u8>(n: usize, a: *const f32, y: *mut f32) {
+        // SAFETY: the contract above.
+        let y = unsafe { std::slice::from_raw_parts_mut(y, n) };
+        if !std::ptr::eq(a, y.as_ptr()) {
+            // SAFETY: the contract above.
+            let a = unsafe { std::slice::from_raw_parts(a, n) };
+            for (y, &a) in y.iter_mut().zip(a) {
+                *y = unary::<V, OP>(a);
+            }
+        } else {
+            for y in y {
+                *y = unary::<V, OP>(*y);
+            }
+        }
+    }
+
+    /// Sine or cosine: arguments beyond the range of the fast reduction are rare, and done apart.
+    unsafe fn sin_cos_block<V, const OP: u8>(n: usize, a: *const f32, y: *mut f32) {
+        let mut x = [0.0; CHUNK];
         for i in (0..n).step_by(CHUNK) {
-            // SAFETY: the contract above.
-            let x = unsafe { load(a, i) };
-            let mut v = [0.0; CHUNK];
-            for l in 0..CHUNK {
-                v[l] = unary::<V, OP>(x[l]);
+            let len = CHUNK.min(n - i);
+            let x = &mut x[..len];
+            // SAFETY: the contract above; the arguments are copied before results take their place.
+            let y = unsafe {
+                std::ptr::copy_nonoverlapping(a.add(i), x.as_mut_ptr(), len);
+                std::slice::from_raw_parts_mut(y.add(i), len)
+            };
+            let mut beyond = 0;
+            for (y, &x) in y.iter_mut().zip(&*x) {
+                *y = unary::<V, OP>(x);
+                beyond |= (x.abs() > math::SIN_COS_RANGE) as u32;
             }
-            if OP == Unary::Sin as u8 || OP == Unary::Cos as u8 {
-                // arguments beyond the range of the fast reduction are rare
-                let mut beyond = false;
-                for x in x {
-                    beyond |= x.abs() > math::SIN_COS_RANGE;
-                }
-                if beyond {
-                    for (v, x) in v.iter_mut().zip(x).filter(|(_, x)| x.abs() > math::SIN_COS_RANGE) {
-                        let (sin, cos) = math::sin_cos_f64(x);
-                        *v = if OP == Unary::Sin as u8 { sin } else { cos };
-                    }
+            if beyond != 0 {
+                for (y, &x) in y.iter_mut().zip(&*x).filter(|(_, x)| x.abs() > math::SIN_COS_RANGE) {
+                    let (sin, cos) = math::sin_cos_f64(x);
+                    *y = if OP == Unary::Sin as u8 { sin } else { cos };
                 }
             }
-            // SAFETY: the contract above.
-            unsafe { store(y, i, v) };
         }
     }
 
     unsafe fn binary_block<V, const OP: u8>(n: usize, a: *const f32, b: *const f32, y: *mut f32) {
-        for i in (0..n).step_by(CHUNK) {
-            // SAFETY: the contract above.
-            let (a, b) = unsafe { (load(a, i), load(b, i)) };
-            let mut v = [0.0; CHUNK];
-            for l in 0..CHUNK {
-                v[l] = binary::<OP>(a[l], b[l]);
+        let (in_a, in_b) = (std::ptr::eq(a, y), std::ptr::eq(b, y));
+        // SAFETY: the contract above; slices are made of those operands that do not stand where the result stands.
+        let (y, operand) =
+            unsafe { (std::slice::from_raw_parts_mut(y, n), |p: *const f32| std::slice::from_raw_parts(p, n)) };
+        match (in_a, in_b) {
+            (false, false) => {
+                for ((y, &a), &b) in y.iter_mut().zip(operand(a)).zip(operand(b)) {
+                    *y = binary::<OP>(a, b);
+                }
             }
-            // SAFETY: the contract above.
-            unsafe { store(y, i, v) };
+            (true, false) => {
+                for (y, &b) in y.iter_mut().zip(operand(b)) {
+                    *y = binary::<OP>(*y, b);
+                }
+            }
+            (false, true) => {
+                for (y, &a) in y.iter_mut().zip(operand(a)) {
+                    *y = binary::<OP>(a, *y);
+                }
+            }
+            (true, true) => {
+                for y in y {
+                    *y = binary::<OP>(*y, *y);
+                }
+            }
         }
     }
 
     /// `y = c != 0 ? a : b`
     pub(crate) unsafe fn select_block<V>(n: usize, c: *const f32, a: *const f32, b: *const f32, y: *mut f32) {
+        let mut v = [0.0; CHUNK];
         for i in (0..n).step_by(CHUNK) {
-            // SAFETY: the contract above.
-            let (c, a, b) = unsafe { (load(c, i), load(a, i), load(b, i)) };
-            let mut v = [0.0; CHUNK];
-            for l in 0..CHUNK {
-                v[l] = if c[l] != 0.0 { a[l] } else { b[l] };
+            let len = CHUNK.min(n - i);
+            let v = &mut v[..len];
+            // SAFETY: the contract above; a chunk is complete before it is stored.
+            unsafe {
+                let operand = |p: *const f32| std::slice::from_raw_parts(p.add(i), len);
+                for (((v, &c), &a), &b) in v.iter_mut().zip(operand(c)).zip(operand(a)).zip(operand(b)) {
+                    *v = if c != 0.0 { a } else { b };
+                }
+                std::ptr::copy_nonoverlapping(v.as_ptr(), y.add(i), len);
             }
-            // SAFETY: the contract above.
-            unsafe { store(y, i, v) };
         }
     }
 
-    /// `n` integers as floats; the two do not overlap, and `n` need not be a multiple of `CHUNK`.
+    /// `n` integers as floats; the two do not overlap.
     pub(crate) unsafe fn int_to_float<V>(n: usize, x: *const i32, y: *mut f32) {
         for i in 0..n {
             // SAFETY: the contract above.
@@ -139,7 +159,7 @@ crate::multiversion! {
         }
     }
 
-    /// `n` floats as integers, toward zero, saturating, NaN as 0; the two do not overlap, and `n` need not be a multiple of `CHUNK`.
+    /// `n` floats as integers, toward zero, saturating, NaN as 0; the two do not overlap.
     pub(crate) unsafe fn float_to_int<V>(n: usize, x: *const f32, y: *mut i32) {
         for i in 0..n {
             // SAFETY: the contract above.
@@ -156,10 +176,14 @@ pub(crate) unsafe fn run_unary(op: Unary, n: usize, a: *const f32, y: *mut f32) 
     macro_rules! dispatch {
         ($($name:ident)*) => {
             // SAFETY: passed on.
-            match op { $(Unary::$name => unsafe { unary_block::<{ Unary::$name as u8 }>(n, a, y) },)* }
+            match op {
+                $(Unary::$name => unsafe { unary_block::<{ Unary::$name as u8 }>(n, a, y) },)*
+                Unary::Sin => unsafe { sin_cos_block::<{ Unary::Sin as u8 }>(n, a, y) },
+                Unary::Cos => unsafe { sin_cos_block::<{ Unary::Cos as u8 }>(n, a, y) },
+            }
         };
     }
-    dispatch!(Neg Abs Sign Exp Log Sqrt Rsqrt Recip Sin Cos Tanh Sigmoid Softplus Silu SiluGrad GeluTanh GeluTanhGrad GeluErf GeluErfGrad Relu Step Trunc)
+    dispatch!(Neg Abs Sign Exp Log Sqrt Rsqrt Recip Tanh Sigmoid Softplus Silu SiluGrad GeluTanh GeluTanhGrad GeluErf GeluErfGrad Relu Step Trunc)
 }
 
 /// `y = op(a, b)`

@@ -42,8 +42,6 @@ fn identity<const KIND: usize>() -> f32 {
 fn step<V: Isa, const KIND: usize>(acc: Lanes, x: Lanes) -> Lanes {
     match KIND {
         SUM => acc.add(x),
-        MAX => acc.max(x),
-        MIN => acc.min(x),
         _ => x.fma::<V>(x, acc),
     }
 }
@@ -57,11 +55,29 @@ fn combine<const KIND: usize>(a: f64, b: f64) -> f64 {
     }
 }
 
+/// An integer that orders as the float does: integer maxima vectorise, float ones may not because of NaN and signed zeros.
+#[inline(always)]
+fn order_key(x: f32) -> i32 {
+    let bits = x.to_bits() as i32;
+    bits ^ ((bits >> 31) & i32::MAX)
+}
+
+/// The inverse of [`order_key`], which is its own.
+#[inline(always)]
+fn from_order_key(key: i32) -> f32 {
+    f32::from_bits((key ^ ((key >> 31) & i32::MAX)) as u32)
+}
+
 /// Reduces at most [`ROW_BLOCK`] elements.
 #[inline(always)]
 fn block<V: Isa, const KIND: usize>(x: &[f32]) -> f32 {
-    let e = identity::<KIND>();
-    let mut acc = [Lanes::splat(e); 4];
+    if KIND == MAX {
+        return from_order_key(x.iter().fold(order_key(f32::NEG_INFINITY), |m, &x| m.max(order_key(x))));
+    }
+    if KIND == MIN {
+        return from_order_key(x.iter().fold(order_key(f32::INFINITY), |m, &x| m.min(order_key(x))));
+    }
+    let mut acc = [Lanes::splat(0.0); 4];
     let mut quads = x.chunks_exact(4 * LANES);
     for x in &mut quads {
         for (j, acc) in acc.iter_mut().enumerate() {
@@ -72,12 +88,8 @@ fn block<V: Isa, const KIND: usize>(x: &[f32]) -> f32 {
     for x in &mut singles {
         acc[0] = step::<V, KIND>(acc[0], Lanes::load(x));
     }
-    acc[1] = step::<V, KIND>(acc[1], Lanes::load_partial(singles.remainder(), e));
-    match KIND {
-        MAX => acc[0].max(acc[1]).max(acc[2].max(acc[3])).reduce_max(),
-        MIN => acc[0].min(acc[1]).min(acc[2].min(acc[3])).reduce_min(),
-        _ => acc[0].add(acc[1]).add(acc[2].add(acc[3])).sum(),
-    }
+    acc[1] = step::<V, KIND>(acc[1], Lanes::load_partial(singles.remainder(), 0.0));
+    acc[0].add(acc[1]).add(acc[2].add(acc[3])).sum()
 }
 
 #[inline(always)]

@@ -249,20 +249,20 @@ impl Lanes {
         self
     }
 
-    /// The greater of each pair; `other` where either is NaN.
+    /// The greater of each pair; NaN counts as absent.
     #[inline(always)]
     pub fn max(mut self, other: Self) -> Self {
         for i in 0..LANES {
-            self.0[i] = if self.0[i] > other.0[i] { self.0[i] } else { other.0[i] };
+            self.0[i] = self.0[i].max(other.0[i]);
         }
         self
     }
 
-    /// The lesser of each pair; `other` where either is NaN.
+    /// The lesser of each pair; NaN counts as absent.
     #[inline(always)]
     pub fn min(mut self, other: Self) -> Self {
         for i in 0..LANES {
-            self.0[i] = if self.0[i] < other.0[i] { self.0[i] } else { other.0[i] };
+            self.0[i] = self.0[i].min(other.0[i]);
         }
         self
     }
@@ -282,14 +282,28 @@ impl Lanes {
 
     /// The greatest lane.
     #[inline(always)]
-    pub fn reduce_max(self) -> f32 {
-        self.0.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+    pub fn reduce_max(mut self) -> f32 {
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                self.0[i] = self.0[i].max(self.0[i + half]);
+            }
+            half /= 2;
+        }
+        self.0[0]
     }
 
     /// The least lane.
     #[inline(always)]
-    pub fn reduce_min(self) -> f32 {
-        self.0.iter().fold(f32::INFINITY, |m, &x| if x < m { x } else { m })
+    pub fn reduce_min(mut self) -> f32 {
+        let mut half = LANES / 2;
+        while half > 0 {
+            for i in 0..half {
+                self.0[i] = self.0[i].min(self.0[i + half]);
+            }
+            half /= 2;
+        }
+        self.0[0]
     }
 }
 
