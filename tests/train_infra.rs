@@ -51,13 +51,12 @@ fn records(folder: &Path) -> (Vec<TrainRecord>, Vec<EvalRecord>) {
     (steps, evals)
 }
 
-/// Everything of the metrics that does not depend on the clock, bit for bit.
-fn numbers(folder: &Path) -> (Vec<(u64, u64, u64, u64, u64)>, Vec<(u64, u64, u64)>) {
+/// Everything of the metrics that does not depend on the clock, bit for bit: steps, then validations.
+fn numbers(folder: &Path) -> Vec<[u64; 5]> {
     let (steps, evals) = records(folder);
-    (
-        steps.iter().map(|r| (r.step, r.loss.to_bits(), r.lr.to_bits(), r.grad_norm.to_bits(), r.tokens)).collect(),
-        evals.iter().map(|r| (r.step, r.loss.to_bits(), r.tokens)).collect(),
-    )
+    let steps = steps.iter().map(|r| [r.step, r.loss.to_bits(), r.lr.to_bits(), r.grad_norm.to_bits(), r.tokens]);
+    let evals = evals.iter().map(|r| [r.step, r.loss.to_bits(), r.perplexity.to_bits(), r.tokens, 0]);
+    steps.chain(evals).collect()
 }
 
 fn manifest(folder: &Path) -> Manifest {
@@ -283,7 +282,7 @@ mod processes {
 
     const ROOT: &str = "LYNX_TEST_TRAIN_ROOT";
     const SETS: [&str; 3] = ["train.steps=60", "train.checkpoint_interval=3", "train.eval_interval=7"];
-    const STEP: Duration = Duration::from_millis(5);
+    const STEP_MS: &str = "LYNX_TEST_TRAIN_STEP_MS";
 
     /// Not a test of its own: the other process.
     #[test]
@@ -314,15 +313,20 @@ mod processes {
         };
         let control = Arc::new(Control::default());
         control.listen_to_signals()?;
-        let options =
-            Options { delay: STEP, control, observers: vec![Box::new(Console::default())], ..Options::default() };
+        let delay = Duration::from_millis(std::env::var(STEP_MS).map_or(5, |ms| ms.parse().unwrap()));
+        let options = Options { delay, control, observers: vec![Box::new(Console::default())], ..Options::default() };
         train(&config, &mut run, start, options).0?.into_result()
     }
 
     fn spawn(root: &Path) -> Child {
+        spawn_with_steps_of(root, 5)
+    }
+
+    fn spawn_with_steps_of(root: &Path, milliseconds: u64) -> Child {
         Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "processes::child", "--ignored", "--nocapture", "--test-threads=1"])
             .env(ROOT, root)
+            .env(STEP_MS, milliseconds.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -395,6 +399,26 @@ mod processes {
             assert!(spawn(&root).wait().unwrap().success());
             assert_eq!(final_weights(&root), final_weights(&dir.path().join("straight")));
         }
+    }
+
+    #[test]
+    fn a_second_ctrl_c_does_not_wait_for_the_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let child = spawn_with_steps_of(dir.path(), 60_000);
+        let begun = Instant::now();
+        // The first validation comes before the first step, which then takes a minute.
+        while records(&dir.path().join("toy")).1.is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "the other process did not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        signal(&child, "-INT");
+        std::thread::sleep(Duration::from_millis(200));
+        signal(&child, "-INT");
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+        assert!(begun.elapsed() < Duration::from_secs(50), "it waited for the step of a minute");
+        assert_eq!(manifest(&dir.path().join("toy")).status, Status::Running, "it had no time to say how it ended");
     }
 
     #[test]
