@@ -29,6 +29,7 @@ macro_rules! operators {
 }
 
 operators! {
+    matmul,
     pointwise,
     reduce,
     reshape,

@@ -1,0 +1,106 @@
+//! Shapes that exercise every kernel: 1, primes, one over and under a tile, long sums, operands over 1 MiB.
+
+use super::{Epilogue, Matmul, Tuning};
+use crate::ops::{Case, Sample};
+use kernels_cpu::gemm::Activation;
+
+fn stored(lead: &[usize], rows: usize, columns: usize, transposed: bool) -> Sample {
+    let last = if transposed { [columns, rows] } else { [rows, columns] };
+    Sample::normal(&[lead, &last].concat())
+}
+
+fn case(a_lead: &[usize], b_lead: &[usize], [m, n, k]: [usize; 3], op: Matmul) -> Case {
+    let flags = format!("{}{}", if op.trans_a { " ta" } else { "" }, if op.trans_b { " tb" } else { "" });
+    let tuning = if op.tuning == Tuning::Auto { String::new() } else { format!(" {:?}", op.tuning) };
+    let label = format!("{a_lead:?} x {b_lead:?} m {m} n {n} k {k}{flags}{tuning}");
+    let operands = vec![stored(a_lead, m, k, op.trans_a), stored(b_lead, k, n, op.trans_b)];
+    Case::new(label, op, operands)
+}
+
+const TRANSPOSES: [(bool, bool); 4] = [(false, false), (true, false), (false, true), (true, true)];
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let small = [[1, 1, 1], [2, 3, 5], [5, 5, 1], [1, 17, 33], [3, 64, 65], [4, 65, 64], [33, 2, 17], [65, 1, 129]];
+    let medium = [[5, 33, 17], [17, 65, 33], [64, 64, 64], [65, 127, 12], [33, 68, 20], [128, 64, 31], [127, 129, 128]];
+    for (ta, tb) in TRANSPOSES {
+        for shape in small.iter().chain(&medium) {
+            cases.push(case(&[], &[], *shape, Matmul::new(ta, tb)));
+        }
+        for shape in [[1, 17, 33], [3, 68, 132], [33, 4, 20], [65, 66, 17], [64, 128, 36], [6, 9, 300]] {
+            let op = Matmul { tuning: Tuning::Workgroup, ..Matmul::new(ta, tb) };
+            cases.push(case(&[], &[], shape, op));
+        }
+        for shape in [[129, 65, 33], [128, 132, 44]] {
+            let op = Matmul { tuning: Tuning::Wide, ..Matmul::new(ta, tb) };
+            cases.push(case(&[], &[], shape, op));
+        }
+        for (a, b) in [(&[2][..], &[2][..]), (&[2, 3], &[2, 3]), (&[6], &[]), (&[], &[2])] {
+            cases.push(case(a, b, [5, 7, 3], Matmul::new(ta, tb)));
+        }
+        cases.push(case(&[2, 3], &[2, 3], [2, 20, 16], Matmul::new(ta, tb)));
+        let op = Matmul { tuning: Tuning::Workgroup, ..Matmul::new(ta, tb) };
+        cases.push(case(&[3], &[3], [66, 12, 8], op));
+        // No terms: zeros.
+        cases.push(case(&[], &[], [5, 8, 0], Matmul::new(ta, tb)));
+        cases.push(case(&[], &[], [2, 8, 0], Matmul::new(ta, tb)));
+    }
+    // Over 1 MiB: A by rows, B by columns or terms, the result by rows, and the gradients of each.
+    cases.push(case(&[], &[], [2100, 8, 132], Matmul::new(false, false)));
+    cases.push(case(&[], &[], [8, 130, 2100], Matmul::new(true, false)));
+    cases.push(case(&[], &[], [3, 2100, 132], Matmul::new(false, true)));
+    cases.push(case(&[], &[], [9, 132, 2100], Matmul::new(false, false)));
+    cases.push(case(&[], &[], [700, 401, 6], Matmul::new(false, false)));
+    cases.push(case(&[40], &[40], [90, 80, 6], Matmul::new(false, true)));
+    // Sums long enough to be split, as in gradients of weights.
+    cases.push(case(&[], &[], [20, 24, 3000], Matmul::new(true, false)));
+    let split = Matmul { tuning: Tuning::Workgroup, ..Matmul::new(true, false) };
+    cases.push(case(&[], &[], [20, 23, 3001], split));
+    cases.push(case(&[2], &[2], [7, 8, 1500], Matmul::new(false, true)));
+    cases.extend(epilogues());
+    cases
+}
+
+fn epilogues() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let all = [Activation::None, Activation::Relu, Activation::Silu, Activation::GeluTanh, Activation::GeluErf];
+    for activation in all {
+        for (bias, residual) in [(false, false), (true, false), (false, true), (true, true)] {
+            let epilogue = Epilogue {
+                bias: bias.then_some(2),
+                activation,
+                residual: residual.then_some(if bias { 3 } else { 2 }),
+            };
+            if epilogue.is_none() {
+                continue;
+            }
+            let mut push = |tuning, [m, n, k]: [usize; 3], lead: &[usize]| {
+                let tb = activation == Activation::Silu;
+                let op = Matmul { epilogue, tuning, ..Matmul::new(false, tb) };
+                let mut c = case(lead, lead, [m, n, k], op);
+                c.label += &format!(" {activation:?} bias {bias} residual {residual}");
+                if bias {
+                    c.inputs.push(Sample::normal(&[n]));
+                }
+                if residual {
+                    c.inputs.push(Sample::normal(&[lead, &[m, n]].concat()));
+                }
+                // The activations use exp, for which WGSL allows 3 + 2 |x| ulp.
+                cases.push(c.ulps(if activation == Activation::None { 4.0 } else { 32.0 }));
+            };
+            push(Tuning::Auto, [18, 36, 12], &[]);
+            push(Tuning::Auto, [3, 9, 16], &[]);
+            if bias {
+                push(Tuning::Workgroup, [18, 35, 12], &[]);
+                push(Tuning::Auto, [5, 9, 7], &[2]);
+            }
+            if bias && residual && activation == Activation::GeluTanh {
+                push(Tuning::Auto, [9, 2, 5], &[]);
+                push(Tuning::Workgroup, [17, 20, 1100], &[]);
+                push(Tuning::Auto, [1100, 257, 5], &[]);
+                push(Tuning::Auto, [6, 8, 0], &[]);
+            }
+        }
+    }
+    cases
+}

@@ -1,0 +1,343 @@
+//! Which kernel computes a product on a GPU, and how the product is cut where operands exceed a binding or a dispatch its time.
+
+use super::{Dims, Matmul, Tuning};
+use crate::device::Unsupported;
+use crate::device::gpu::{Bind, Buf, Caps, Lowering, Params};
+use kernels_cpu::gemm::Activation;
+use minijinja::value::merge_maps;
+use minijinja::{Value, context};
+use std::ops::Range;
+
+/// Products with at most this many rows (or columns) are bound by reading the other operand once.
+const GEMV_MAX_ROWS: usize = 4;
+/// Splitting a sum pays when there are fewer tiles than this; a real GPU has that many places to run workgroups.
+const BUSY_TILES: usize = 128;
+const BUSY_TILES_SOFTWARE: usize = 8;
+/// Shorter sums are not split.
+const MIN_SPLIT: usize = 256;
+/// Wide tiles need this many of themselves to keep a GPU busy.
+const MIN_WIDE_TILES: usize = 96;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    /// Registers only.
+    Direct,
+    /// Registers, and rows of A shared within a subgroup of exactly so many lanes.
+    Subgroup(usize),
+    /// Workgroup memory; tiles of 64 or (wide) 128 squared.
+    Tiled { wide: bool },
+    /// At most four rows, or (`transposed`) columns.
+    Gemv { transposed: bool },
+}
+
+impl Variant {
+    fn choose(tuning: Tuning, d: &Dims, caps: &Caps) -> Self {
+        let software = caps.software && tuning == Tuning::Auto;
+        if d.m <= GEMV_MAX_ROWS || d.n <= GEMV_MAX_ROWS {
+            return Variant::Gemv { transposed: d.m > GEMV_MAX_ROWS };
+        }
+        if software {
+            let (least, most) = caps.subgroup_sizes;
+            let lanes = most as usize;
+            // The tile is wide: where more than half of it would lie beyond the edge, registers alone are faster.
+            let used = 2 * d.n >= d.n.next_multiple_of((8 * lanes).max(1));
+            let fits = caps.features.subgroups && least == most && matches!(lanes, 4 | 8 | 16);
+            return if fits && used { Variant::Subgroup(lanes) } else { Variant::Direct };
+        }
+        // 64 sums an invocation need the registers of a GPU whose subgroups are 32 or more wide.
+        let tiles = d.batch * d.m.div_ceil(128) * d.n.div_ceil(128);
+        let room = caps.features.subgroups && caps.subgroup_sizes.0 >= 32;
+        let wide = tuning == Tuning::Wide || tuning == Tuning::Auto && room && tiles >= MIN_WIDE_TILES;
+        Variant::Tiled { wide }
+    }
+
+    /// Rows and columns of a tile.
+    fn tile(self) -> (usize, usize) {
+        match self {
+            Variant::Direct => (8, 8),
+            Variant::Subgroup(lanes) => (16, 8 * lanes),
+            Variant::Tiled { wide } => if wide { (128, 128) } else { (64, 64) },
+            Variant::Gemv { .. } => (GEMV_MAX_ROWS, 64),
+        }
+    }
+}
+
+/// The part of a product that one dispatch (with its second pass, if the sum is split) computes.
+#[derive(Clone, Debug)]
+struct Part {
+    batch: Range<usize>,
+    m: Range<usize>,
+    n: Range<usize>,
+    k: Range<usize>,
+    /// Adds to an earlier part's result.
+    accumulate: bool,
+    /// The sum is complete after this part.
+    last: bool,
+}
+
+pub fn lower(op: &Matmul, l: &mut Lowering) -> Result<(), Unsupported> {
+    let d = op.checked(&l.input(0).shape, &l.input(1).shape);
+    let variant = Variant::choose(op.tuning, &d, l.caps);
+    let mut lower = Lower { op, d, variant, scratch: None };
+    for part in lower.parts(l)? {
+        lower.part(l, &part)?;
+    }
+    Ok(())
+}
+
+struct Lower<'a> {
+    op: &'a Matmul,
+    d: Dims,
+    variant: Variant,
+    /// Memory of the partial results, shared by all parts.
+    scratch: Option<(Buf, u64)>,
+}
+
+/// An operand as the kernels see it.
+struct Matrix {
+    bind: Bind,
+    /// Elements between stored lines, first element, elements between matrices.
+    ld: usize,
+    at: usize,
+    batch: usize,
+    /// Stored with the summed axis across its lines.
+    trans: bool,
+    /// May be read as vec4.
+    quads: bool,
+}
+
+impl Lower<'_> {
+    fn parts(&self, l: &Lowering) -> Result<Vec<Part>, Unsupported> {
+        let Dims { batch, m, n, k, a_batch, b_batch } = self.d;
+        let (ta, tb) = (self.op.trans_a, self.op.trans_b);
+        let flops = |terms: usize| 2.0 * terms as f64;
+        let bytes = |elements: usize| 4 * elements as u64;
+        let residual = if self.op.epilogue.residual.is_some() { 1 } else { 0 };
+        if batch > 1 {
+            let rows = [bytes(m * n), bytes(m * n * residual), bytes(a_batch), bytes(b_batch)];
+            let cuts = l.chunks(batch, &rows, flops(m * n * k))?;
+            let part = |batch| Part { batch, m: 0..m, n: 0..n, k: 0..k, accumulate: false, last: true };
+            return Ok(cuts.into_iter().map(part).collect());
+        }
+        let limit = l.caps.limits.max_binding;
+        let (rows, columns) = self.variant.tile();
+        let row = [bytes(n), bytes(n * residual), bytes(if ta { 0 } else { k })];
+        let m_cuts = cut(l, m, rows, &row, flops(n * k))?;
+        let n_cuts = if tb && bytes(n * k) > limit { cut(l, n, columns, &[bytes(k)], 0.0)? } else { vec![0..n] };
+        let deep = (ta && bytes(m * k) > limit) || (!tb && bytes(k * n) > limit);
+        let term = [bytes(if ta { m } else { 0 }), bytes(if tb { 0 } else { n })];
+        let k_cuts = if deep { cut(l, k, 16, &term, 0.0)? } else { vec![0..k] };
+        let mut parts = Vec::new();
+        for m in &m_cuts {
+            for n in &n_cuts {
+                for (i, k) in k_cuts.iter().enumerate() {
+                    let (accumulate, last) = (i > 0, i + 1 == k_cuts.len());
+                    parts.push(Part { batch: 0..1, m: m.clone(), n: n.clone(), k: k.clone(), accumulate, last });
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The matrices A and B restricted to `part`.
+    fn matrices(&self, l: &Lowering, part: &Part) -> (Matrix, Matrix) {
+        let d = &self.d;
+        let matrix = |input, trans: bool, lines: &Range<usize>, across: &Range<usize>, ld: usize, batch: usize| {
+            // Bound from its first needed line; single matrices are bound whole for a batch.
+            let elements = if d.batch > 1 {
+                if batch == 0 { 0..l.input(input).elements() } else { part.batch.start * batch..part.batch.end * batch }
+            } else {
+                lines.start * ld..lines.end * ld
+            };
+            let bind = l.read_part(Buf::In(input), 4 * elements.start as u64..4 * elements.end as u64);
+            let quads = ld % 4 == 0 && across.start % 4 == 0 && !elements.is_empty();
+            Matrix { bind, ld, at: across.start, batch, trans, quads }
+        };
+        let (ta, tb) = (self.op.trans_a, self.op.trans_b);
+        let a = match ta {
+            true => matrix(0, true, &part.k, &part.m, d.m, d.a_batch),
+            false => matrix(0, false, &part.m, &part.k, d.k, d.a_batch),
+        };
+        let b = match tb {
+            true => matrix(1, true, &part.n, &part.k, d.k, d.b_batch),
+            false => matrix(1, false, &part.k, &part.n, d.n, d.b_batch),
+        };
+        (a, b)
+    }
+
+    /// Elements of the result that `part` covers, in whole rows.
+    fn rows(&self, part: &Part) -> Range<usize> {
+        let Dims { batch, m, n, .. } = self.d;
+        if batch > 1 { part.batch.start * m * n..part.batch.end * m * n } else { part.m.start * n..part.m.end * n }
+    }
+
+    /// The epilogue's operands, and the template variables that describe it; nothing where it does not apply yet.
+    fn epilogue(&self, l: &Lowering, part: &Part, apply: bool) -> (Vec<Bind>, Value) {
+        if !apply {
+            return (vec![], context! { n_bias => 0, n_residual => 0, activation => "None", epilogue => false });
+        }
+        let e = &self.op.epilogue;
+        let mut binds = Vec::new();
+        binds.extend(e.bias.map(|i| l.read(Buf::In(i))));
+        let rows = self.rows(part);
+        let bytes = 4 * rows.start as u64..4 * rows.end as u64;
+        binds.extend(e.residual.map(|i| l.read_part(Buf::In(i), bytes)));
+        let (n_bias, n_residual) = (u8::from(e.bias.is_some()), u8::from(e.residual.is_some()));
+        let activation = match e.activation {
+            Activation::None => "None",
+            Activation::Relu => "Relu",
+            Activation::Silu => "Silu",
+            Activation::GeluTanh => "GeluTanh",
+            Activation::GeluErf => "GeluErf",
+        };
+        (binds, context! { n_bias, n_residual, activation, epilogue => !e.is_none() })
+    }
+
+    /// How many ways the sum of `part` is split, and the terms of each split.
+    fn split(&mut self, l: &mut Lowering, part: &Part, tiles: usize) -> Option<(usize, usize)> {
+        let k = part.k.len();
+        let whole = part.n.len() == self.d.n && !matches!(self.variant, Variant::Gemv { .. });
+        let software = matches!(self.variant, Variant::Direct | Variant::Subgroup(_));
+        let busy = if software { BUSY_TILES_SOFTWARE } else { BUSY_TILES };
+        let result = 4 * self.rows(part).len() as u64;
+        let room = self.scratch.map_or(l.caps.limits.max_binding, |(_, bytes)| bytes) / result.max(1);
+        let ways = (busy / tiles.max(1)).min(k / MIN_SPLIT).min(room as usize);
+        if !whole || ways < 2 {
+            return None;
+        }
+        let terms = k.div_ceil(ways).next_multiple_of(64);
+        let ways = k.div_ceil(terms);
+        if ways < 2 {
+            return None;
+        }
+        if self.scratch.is_none() {
+            let bytes = ways as u64 * result;
+            self.scratch = Some((l.scratch(bytes), bytes));
+        }
+        Some((ways, terms))
+    }
+
+    fn part(&mut self, l: &mut Lowering, part: &Part) -> Result<(), Unsupported> {
+        if let Variant::Gemv { transposed } = self.variant {
+            return self.gemv(l, part, transposed);
+        }
+        let (mut a, b) = self.matrices(l, part);
+        let batch = part.batch.len();
+        let (tile_rows, tile_columns) = self.variant.tile();
+        let (m, n, k) = (part.m.len(), part.n.len(), part.k.len());
+        let tiles_n = n.div_ceil(tile_columns);
+        let tiles = m.div_ceil(tile_rows) * tiles_n;
+        let split = self.split(l, part, batch * tiles);
+        let (ways, terms) = split.unwrap_or((1, k.max(1)));
+        let rows = self.rows(part);
+        let target = match (split, self.scratch) {
+            (Some(_), Some((scratch, _))) => l.write_part(scratch, 0..(ways * rows.len() * 4) as u64),
+            _ => l.write_part(Buf::Out(0), 4 * rows.start as u64..4 * rows.end as u64),
+        };
+        let (extra, epilogue) = self.epilogue(l, part, split.is_none() && part.last);
+        let by_row = !b.trans || !matches!(self.variant, Variant::Tiled { .. });
+        let cv = self.d.n % 4 == 0 && by_row;
+        if matches!(self.variant, Variant::Subgroup(_)) && a.trans {
+            a.quads = false; // each lane reads a row of its own
+        }
+        let common = context! { av => a.quads, bv => b.quads, cv, trans_a => a.trans, trans_b => b.trans };
+        let count = ways * batch * tiles;
+        let params = Params::new().u32(m).u32(n).u32(k).u32(a.ld).u32(b.ld).u32(self.d.n);
+        let params = params.u32(a.at).u32(b.at).u32(part.n.start).u32(a.batch).u32(b.batch).u32(m * n).u32(batch);
+        let accumulate = usize::from(part.accumulate && split.is_none());
+        let params = params.u32(tiles_n).u32(tiles).u32(count).u32(terms).u32(rows.len()).u32(accumulate);
+        let binds = [&[target, a.bind, b.bind][..], &extra].concat();
+        match self.variant {
+            Variant::Tiled { wide } => {
+                let variables = merge_maps([context! { wide => if wide { 2 } else { 1 } }, common, epilogue]);
+                let label = if wide { "matmul/tiled128" } else { "matmul/tiled64" };
+                l.dispatch(label, crate::shader!("matmul_tiled.wgsl"), variables, &binds, params, l.line(count))?;
+            }
+            Variant::Subgroup(lanes) => {
+                let variables = merge_maps([context! { lanes }, common, epilogue]);
+                let template = crate::shader!("matmul_direct.wgsl");
+                l.dispatch("matmul/subgroup", template, variables, &binds, params, l.line(count))?;
+            }
+            _ => {
+                let variables = merge_maps([context! { lanes => 0 }, common, epilogue]);
+                let template = crate::shader!("matmul_direct.wgsl");
+                l.dispatch("matmul/direct", template, variables, &binds, params, l.line(count.div_ceil(16)))?;
+            }
+        }
+        if split.is_some() { self.reduce(l, part, ways) } else { Ok(()) }
+    }
+
+    /// Adds up the partial results of a split sum.
+    fn reduce(&self, l: &mut Lowering, part: &Part, ways: usize) -> Result<(), Unsupported> {
+        let Some((scratch, _)) = self.scratch else { return Ok(()) };
+        let rows = self.rows(part);
+        let (extra, epilogue) = self.epilogue(l, part, part.last);
+        let quads = self.d.n % 4 == 0;
+        let width = if quads { 4 } else { 1 };
+        let count = rows.len() / width;
+        let out = l.write_part(Buf::Out(0), 4 * rows.start as u64..4 * rows.end as u64);
+        let partial = l.read_part(scratch, 0..(ways * rows.len() * 4) as u64);
+        let binds = [&[out, partial, partial][..], &extra].concat();
+        let params = Params::new().u32(0).u32(self.d.n / width).u32(0).u32(0).u32(0).u32(0).u32(0).u32(0).u32(0);
+        let params = params.u32(0).u32(0).u32(0).u32(ways).u32(1).u32(1).u32(count).u32(0).u32(count);
+        let params = params.u32(usize::from(part.accumulate));
+        let variables = context! { av => quads, bv => quads, cv => quads, ..epilogue };
+        let groups = l.line(count.div_ceil(64));
+        l.dispatch("matmul/reduce", crate::shader!("matmul_reduce.wgsl"), variables, &binds, params, groups)
+    }
+
+    fn gemv(&self, l: &mut Lowering, part: &Part, transposed: bool) -> Result<(), Unsupported> {
+        let (mut a, mut b) = self.matrices(l, part);
+        let (mut m, mut n) = (part.m.len(), part.n.len());
+        if transposed {
+            // c^T = op(b)^T op(a)^T
+            (a, b) = (Matrix { trans: !b.trans, ..b }, Matrix { trans: !a.trans, ..a });
+            (m, n) = (n, m);
+        }
+        let software = l.caps.software && self.op.tuning == Tuning::Auto;
+        let subgroups = b.trans && l.caps.features.subgroups;
+        // Invocations that share a column (or quad of columns), and how many of those a workgroup computes.
+        let (slices, columns) = match (b.trans, software) {
+            (true, true) if subgroups => (8, 8),
+            (_, true) => (1, 16),
+            (true, false) if subgroups => (32, 8),
+            (true, false) => (16, 4),
+            (false, false) => (32, 8),
+        };
+        let tiles = n.div_ceil(if b.trans { columns } else { 4 * columns });
+        let batch = part.batch.len();
+        let (extra, epilogue) = self.epilogue(l, part, part.last);
+        let rows = self.rows(part);
+        let target = l.write_part(Buf::Out(0), 4 * rows.start as u64..4 * rows.end as u64);
+        a.quads &= b.trans && !a.trans;
+        let k = part.k.len();
+        let count = batch * tiles;
+        let params = Params::new().u32(m).u32(n).u32(k).u32(a.ld).u32(b.ld).u32(self.d.n);
+        let params = params.u32(a.at).u32(b.at).u32(part.n.start).u32(a.batch).u32(b.batch).u32(m * n).u32(batch);
+        let params = params.u32(tiles).u32(tiles).u32(count).u32(k.max(1)).u32(0).u32(usize::from(part.accumulate));
+        let variables = context! {
+            av => a.quads, bv => b.quads, cv => false, trans_a => a.trans, trans_b => b.trans, rows => m,
+            slices, columns, subgroups, transposed, ..epilogue
+        };
+        let label = match (b.trans, subgroups) {
+            (true, true) => "gemv/subgroup",
+            (true, false) => "gemv/dots",
+            (false, _) => "gemv/columns",
+        };
+        let binds = [&[target, a.bind, b.bind][..], &extra].concat();
+        l.dispatch(label, crate::shader!("gemv.wgsl"), variables, &binds, params, l.line(count))
+    }
+}
+
+/// Cuts `0..n` into ranges of whole tiles (of four lines where a tile does not fit a binding).
+fn cut(l: &Lowering, n: usize, tile: usize, bytes: &[u64], flops: f64) -> Result<Vec<Range<usize>>, Unsupported> {
+    let cut = |unit: usize| {
+        let bytes: Vec<u64> = bytes.iter().map(|b| b * unit as u64).collect();
+        let ranges = l.chunks(n.div_ceil(unit), &bytes, flops * unit as f64)?;
+        Ok(ranges.into_iter().map(|r| r.start * unit..(r.end * unit).min(n)).collect())
+    };
+    if n <= tile && bytes.iter().all(|b| b * n as u64 <= l.caps.limits.max_binding) {
+        return Ok(vec![0..n]);
+    }
+    cut(tile).or_else(|_| cut(4))
+}
