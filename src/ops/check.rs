@@ -6,8 +6,8 @@
 
 use super::Case;
 use super::case::SplitMix;
-use crate::device::{Device, Executable, ExecutionNotes, Store, reference};
-use crate::graph::{Graph, Plan, Value};
+use crate::device::{Device, Executable, ExecutionNotes, Memory, Store, reference};
+use crate::graph::{Graph, Plan, Role, Value};
 use crate::tensor::{DType, HostTensor, RefTensor};
 use crate::{Error, Result};
 
@@ -30,7 +30,8 @@ pub struct Parity {
     pub fallback: usize,
 }
 
-/// The case as a graph: operands are inputs `x0, x1, ..`; outputs `y0, ..` and, when differentiable, gradients `g<i>`.
+/// The case as a graph: operands are inputs `x0, x1, ..`, or variables of these names where the operator changes them in place
+/// (`must_alias`); outputs `y0, ..` and, when differentiable, gradients `g<i>`.
 pub struct CaseGraph {
     pub graph: Graph,
     pub differentiable: Vec<usize>,
@@ -41,9 +42,19 @@ pub struct CaseGraph {
 /// Builds the case with the operator in mid-graph: `loss = sum over outputs of sum(sin-weighted output * (1 + output / 4))`.
 pub fn build(case: &Case, with_gradient: bool) -> Result<CaseGraph> {
     let mut graph = Graph::new();
-    let inputs: Vec<Value> =
-        case.inputs.iter().enumerate().map(|(i, s)| graph.input(&format!("x{i}"), s.ty.clone())).collect();
+    let in_place = case.op.must_alias();
+    let mut inputs = Vec::new();
+    for (i, s) in case.inputs.iter().enumerate() {
+        let name = format!("x{i}");
+        inputs.push(match in_place.iter().any(|(input, _)| *input == i) {
+            true => graph.variable(&name, Role::State, s.ty.clone())?,
+            false => graph.input(&name, s.ty.clone()),
+        });
+    }
     let outputs = graph.apply_arc(case.op.clone(), &inputs)?;
+    for (i, o) in in_place {
+        graph.update(inputs[i], outputs[o])?;
+    }
     for (o, v) in outputs.iter().enumerate() {
         graph.output(&format!("y{o}"), *v);
     }
@@ -98,10 +109,9 @@ pub fn judge(operator: &'static str, case: &Case) -> Result<Judged> {
     let built = build(case, true)?;
     let plan = Plan::new(&built.graph)?;
     let inputs: Vec<RefTensor> = case.inputs.iter().enumerate().map(|(i, s)| s.draw(0x5eed + i as u64)).collect();
-    let mut store = Store::new(&Device::Reference);
-    let mut runner = reference::Runner::new(plan.work.clone(), &mut store)?;
+    let (mut runner, store) = on_reference(&plan)?;
     let names = built.names();
-    let exact = evaluate(&mut runner, &inputs, &names)?;
+    let exact = evaluate((&mut runner, &store), &inputs, &names)?;
     let mut spread = vec![0.0f64; names.len()];
     for round in 0..PERTURBATIONS {
         let moved: Vec<RefTensor> = inputs
@@ -110,7 +120,7 @@ pub fn judge(operator: &'static str, case: &Case) -> Result<Judged> {
             .enumerate()
             .map(|(i, (x, s))| if s.ty.dtype == DType::F32 { perturbed(x, round * 31 + i as u64) } else { x.clone() })
             .collect();
-        for ((new, old), s) in evaluate(&mut runner, &moved, &names)?.iter().zip(&exact).zip(&mut spread) {
+        for ((new, old), s) in evaluate((&mut runner, &store), &moved, &names)?.iter().zip(&exact).zip(&mut spread) {
             *s = new.data.iter().zip(&old.data).fold(*s, |m, (a, b)| m.max((a - b).abs()));
         }
     }
@@ -135,9 +145,27 @@ fn perturbed(x: &RefTensor, seed: u64) -> RefTensor {
     RefTensor::new(&x.shape, data)
 }
 
-fn evaluate(runner: &mut reference::Runner, inputs: &[RefTensor], names: &[String]) -> Result<Vec<RefTensor>> {
+/// The plan on the reference executor, and its variables.
+fn on_reference(plan: &Plan) -> Result<(reference::Runner, Store)> {
+    let mut store = Store::new(&Device::Reference);
+    for (v, name, _) in plan.graph.variables() {
+        store.declare(name, plan.graph.ty(v))?;
+    }
+    Ok((reference::Runner::new(plan.work.clone(), &mut store)?, store))
+}
+
+fn evaluate(
+    (runner, store): (&mut reference::Runner, &Store),
+    inputs: &[RefTensor],
+    names: &[String],
+) -> Result<Vec<RefTensor>> {
     for (i, x) in inputs.iter().enumerate() {
-        runner.write_f64(&format!("x{i}"), x.clone())?;
+        let name = format!("x{i}");
+        match store.variables.get(&name).map(|v| &v.memory) {
+            // Not through `Store::write`, which rounds to f32: perturbations are smaller than that.
+            Some(Memory::Reference(memory)) => memory.set(x.clone()),
+            _ => runner.write_f64(&name, x.clone())?,
+        }
     }
     runner.run()?;
     names.iter().map(|n| runner.read_f64(n)).collect()
@@ -184,7 +212,11 @@ impl Judged {
         let mut store = Store::new(device);
         let mut executable = self.plan.prepare(&mut store)?;
         for (i, (x, s)) in self.inputs.iter().zip(&self.case.inputs).enumerate() {
-            executable.write_input(&format!("x{i}"), &x.to_host(s.ty.dtype))?;
+            let (name, value) = (format!("x{i}"), x.to_host(s.ty.dtype));
+            match store.variables.contains_key(&name) {
+                true => store.write(&name, &value)?,
+                false => executable.write_input(&name, &value)?,
+            }
         }
         executable.run()?;
         let read = |name: &(String, RefTensor, f64)| Ok(executable.read_output(&name.0)?.to_f64());
@@ -216,11 +248,10 @@ pub fn gradient_check(operator: &str, case: &Case, samples: usize) -> Result<f64
         return Ok(0.0);
     }
     let plan = Plan::unoptimised(&built.graph)?;
-    let mut store = Store::new(&Device::Reference);
-    let mut runner = reference::Runner::new(plan.work.clone(), &mut store)?;
+    let (mut runner, store) = on_reference(&plan)?;
     let inputs: Vec<RefTensor> = case.inputs.iter().enumerate().map(|(i, s)| s.draw(0x5eed + i as u64)).collect();
     let names = built.names();
-    let base = evaluate(&mut runner, &inputs, &names)?;
+    let base = evaluate((&mut runner, &store), &inputs, &names)?;
     let mut largest = 0.0f64;
     for (k, &i) in built.differentiable.iter().enumerate() {
         let analytic = &base[built.outputs + k];
@@ -235,7 +266,7 @@ pub fn gradient_check(operator: &str, case: &Case, samples: usize) -> Result<f64
             let mut loss_at = |d: f64| -> Result<f64> {
                 let mut moved = inputs.clone();
                 moved[i].data[at] = x + d;
-                Ok(evaluate(&mut runner, &moved, &["loss".to_string()])?[0].data[0])
+                Ok(evaluate((&mut runner, &store), &moved, &["loss".to_string()])?[0].data[0])
             };
             let numeric = (8.0 * (loss_at(h)? - loss_at(-h)?) - (loss_at(2.0 * h)? - loss_at(-2.0 * h)?)) / (12.0 * h);
             let error = (numeric - analytic.data[at]).abs() / (1e-3 + numeric.abs().max(analytic.max_abs() * 1e-3));

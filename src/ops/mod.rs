@@ -4,6 +4,7 @@
 
 pub mod case;
 pub mod check;
+mod rows;
 
 use crate::graph::{Graph, Op};
 pub use case::{Case, Sample, Values};
@@ -29,7 +30,11 @@ macro_rules! operators {
 }
 
 operators! {
+    clip,
+    cross_entropy,
     matmul,
+    norm,
+    optimizer,
     pointwise,
     reduce,
     reshape,

@@ -81,10 +81,22 @@ impl Kernel for Pointwise {
     }
 
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
-        let ins: Vec<RefTensor> = call.inputs.iter().map(|o| { let n = o.ty.elements(); let b = unsafe { std::slice::from_raw_parts(o.ptr as *const u8, n * 4) }; crate::tensor::HostTensor::from_bytes(&o.ty, b).to_f64() }).collect();
-        let out = self.reference(&ins.iter().collect::<Vec<_>>(), &[call.output(0).clone()]);
-        let bytes = out[0].to_host(self.out).to_bytes();
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), call.output_ptr(0), bytes.len()) };
+        use kernels_cpu::pointwise::{In, Out, run};
+        let shape = &call.output(0).shape;
+        let strides: Vec<Vec<usize>> = call.inputs.iter().map(|x| broadcast_strides(&x.ty.shape, shape)).collect();
+        let inputs: Vec<In> = (0..call.inputs.len())
+            .map(|i| match call.input(i).dtype {
+                DType::F32 => In::f32(call.input_ptr(i).cast(), &strides[i]),
+                _ => In::i32(call.input_ptr(i).cast(), &strides[i]),
+            })
+            .collect();
+        let out = match self.out {
+            DType::F32 => Out::F32(call.output_ptr(0).cast()),
+            _ => Out::I32(call.output_ptr(0).cast()),
+        };
+        // SAFETY: operands are valid for their types' sizes; an output shares memory with an input of its own type only
+        // (`in_place`), and that input is then contiguous in `shape`.
+        unsafe { run(&self.program, &inputs, &[out], shape) };
         Ok(())
     }
 
@@ -100,8 +112,8 @@ impl Op for Pointwise {
             return Err(format!("the program takes {} operands, {} were given", self.program.inputs, inputs.len()));
         }
         for t in inputs {
-            if t.dtype == DType::I8 {
-                return Err("int8 operands must be dequantised first".into());
+            if !matches!(t.dtype, DType::F32 | DType::I32) {
+                return Err(format!("operands are f32 or i32, not {}", t.dtype));
             }
             shape = broadcast(&shape, &t.shape)
                 .ok_or_else(|| format!("shape {:?} does not broadcast with {shape:?}", t.shape))?;
@@ -247,7 +259,9 @@ fn cases() -> Vec<Case> {
         (Unary::Relu, Normal(1.0), 1.0),
     ];
     for (op, values, ulps) in unary {
-        cases.push(Case::new(format!("{op:?} [7,13]"), Pointwise::unary(op), vec![Sample::new(&[7, 13], values)]).ulps(ulps));
+        cases.push(
+            Case::new(format!("{op:?} [7,13]"), Pointwise::unary(op), vec![Sample::new(&[7, 13], values)]).ulps(ulps),
+        );
     }
     let extremes = vec![-1e4, -88.0, -30.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 30.0, 88.0, 1e4];
     for op in [Unary::Tanh, Unary::Sigmoid, Unary::Softplus, Unary::Silu, Unary::GeluTanh, Unary::GeluErf] {
@@ -268,7 +282,11 @@ fn cases() -> Vec<Case> {
     for (a, b) in shapes {
         for op in [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div] {
             let b = Sample::new(b, Uniform(0.5, 2.0));
-            cases.push(Case::new(format!("{op:?} {a:?} {:?}", b.ty.shape), Pointwise::binary(op), vec![Sample::normal(a), b]));
+            cases.push(Case::new(
+                format!("{op:?} {a:?} {:?}", b.ty.shape),
+                Pointwise::binary(op),
+                vec![Sample::normal(a), b],
+            ));
         }
     }
     for op in [Binary::Max, Binary::Min, Binary::Lt, Binary::Le, Binary::Eq] {

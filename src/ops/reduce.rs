@@ -1,12 +1,13 @@
 //! Reductions over one or several axes: sum, mean, max, min, sum of squares.
 
+pub(crate) mod gpu;
+
 use super::{Case, Graph, Op, Sample, Spec};
 use crate::Result;
-use crate::device::gpu::{Buf, Lowering, Params};
+use crate::device::gpu::{Buf, Lowering};
 use crate::device::{CpuCall, Kernel, Unsupported};
 use crate::graph::{Gradient, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
-use minijinja::context;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
@@ -72,11 +73,10 @@ impl Kernel for Reduce {
 
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
         let (outer, length, inner) = self.split(&lowering.input(0).shape);
-        let kind = format!("{:?}", self.kind);
-        let binds = [lowering.read(Buf::In(0)), lowering.write(Buf::Out(0))];
-        let params = Params::new().u32(outer * inner).u32(length).u32(inner);
-        let groups = lowering.line((outer * inner).div_ceil(64));
-        lowering.dispatch("reduce/serial", crate::shader!("reduce.wgsl"), context! { kind }, &binds, params, groups)
+        if outer * inner == 0 {
+            return Ok(());
+        }
+        gpu::lower(lowering, self.kind, (Buf::In(0), Buf::Out(0)), (outer, length, inner))
     }
 }
 
@@ -187,6 +187,7 @@ fn cases() -> Vec<Case> {
         (&[257, 129], (0, 2)),
         (&[3, 1025], (1, 2)),
         (&[1025, 3], (0, 1)),
+        (&[3, 130, 8], (1, 2)),
     ];
     for kind in [Reduction::Sum, Reduction::Mean, Reduction::Max, Reduction::Min, Reduction::SumSquares] {
         for (shape, axes) in shapes {
@@ -197,6 +198,21 @@ fn cases() -> Vec<Case> {
         }
     }
     let empty = Reduce { kind: Reduction::Sum, axes: (0, 1), keep: false };
-    cases.push(Case::new("Sum of nothing", empty, vec![Sample::normal(&[0, 3])]));
+    // Long lines and whole tensors are reduced in stages; these are also larger than the smallest bindings that are tested.
+    let long: &[(&[usize], (usize, usize))] = &[
+        (&[300_007], (0, 1)),
+        (&[2, 150_000], (1, 2)),
+        (&[20_011, 17], (0, 1)),
+        (&[3, 2_000, 64], (1, 2)),
+        (&[600, 601], (1, 2)),
+    ];
+    for (shape, axes) in long {
+        for kind in [Reduction::Sum, Reduction::SumSquares, Reduction::Max] {
+            let op = Reduce { kind, axes: *axes, keep: false };
+            cases.push(Case::new(format!("{kind:?} {shape:?} over {axes:?}"), op, vec![Sample::normal(shape)]));
+        }
+    }
+    cases.push(Case::new("Sum of nothing", empty.clone(), vec![Sample::normal(&[0, 3])]));
+    cases.push(Case::new("Sum of nothing, in fours", empty, vec![Sample::normal(&[0, 4])]));
     cases
 }

@@ -11,6 +11,8 @@ const SHARED: &[(&str, &str)] = &[
     ("matmul_common.wgsl", include_str!("../../../shaders/matmul_common.wgsl")),
     ("math.wgsl", include_str!("../../../shaders/math.wgsl")),
     ("philox.wgsl", include_str!("../../../shaders/philox.wgsl")),
+    ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),
+    ("sums.wgsl", include_str!("../../../shaders/sums.wgsl")),
 ];
 
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
