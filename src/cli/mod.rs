@@ -1,7 +1,9 @@
 //! The command line: one file per command. A command parses, calls the library and prints; it holds no mathematics.
 
 pub mod data;
+pub mod devices;
 pub mod tokenizer;
+pub mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,15 +22,21 @@ pub struct Cli {
 pub enum Command {
     /// Generate, check and describe training corpora
     Data(data::Args),
+    /// List the GPUs and the CPU, what they can do, and which one is used
+    Devices(devices::Args),
     /// Train, inspect and use tokenizers
     Tokenizer(tokenizer::Args),
+    /// Check every operator on this machine's devices against the f64 reference
+    Verify(verify::Args),
 }
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Data(args) => data::run(args, cli.json),
+        Command::Devices(args) => devices::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
+        Command::Verify(args) => verify::run(args, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -97,14 +97,7 @@ impl Cache {
     /// `LYNX_CACHE` (empty: no cache), else `$XDG_CACHE_HOME/lynx-gpu`, `~/.cache/lynx-gpu` or
     /// `%LOCALAPPDATA%\lynx-gpu`; none if the environment names no home.
     pub fn from_environment() -> Self {
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        if let Some(explicit) = std::env::var_os("LYNX_CACHE") {
-            return if explicit.is_empty() { Self::disabled() } else { Self::at(explicit) };
-        }
-        let base = variable("XDG_CACHE_HOME")
-            .or_else(|| variable("HOME").map(|home| home.join(".cache")))
-            .or_else(|| variable("LOCALAPPDATA"));
-        Self { folder: base.map(|base| base.join("lynx-gpu")) }
+        Self { folder: crate::cache::folder() }
     }
 
     pub fn folder(&self) -> Option<&Path> {

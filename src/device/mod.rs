@@ -1,9 +1,12 @@
 //! Devices and the executors that run a `Work` on them: `reference` (f64, naive: the judge), `cpu` (SIMD kernels)
 //! and `gpu` (WGSL through wgpu). A device knows buffers, kernels and calls; it never knows what a model is.
 
+pub mod choose;
 pub mod cpu;
 pub mod gpu;
+pub mod host;
 pub mod kernel;
+pub mod probe;
 pub mod reference;
 pub mod work;
 

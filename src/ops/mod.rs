@@ -5,6 +5,7 @@
 pub mod case;
 pub mod check;
 mod rows;
+pub mod workloads;
 
 use crate::graph::{Graph, Op};
 pub use case::{Case, Sample, Values};

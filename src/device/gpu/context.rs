@@ -1,9 +1,14 @@
-//! A wgpu device with what the kernels need to know of it: features, limits, cached pipelines, and whether it is still alive.
+//! A wgpu device with what the kernels need to know of it: capabilities, pipelines, and whether it is still alive.
 
-use super::lowering::{Caps, Features, Limits, Shader};
+use super::adapter;
+use super::lowering::{Caps, Features, Shader};
+use super::pipeline_cache::PipelineCache;
 use crate::{Error, Result};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// How to open a device. Tests switch features off and lower limits to walk the paths that weak devices take.
 #[derive(Clone, Copy, Debug)]
@@ -16,14 +21,22 @@ pub struct Options {
     pub max_binding: Option<u64>,
     /// Expected seconds that one dispatch may take (the watchdog of a desktop resets the GPU after about 2 s).
     pub seconds_per_dispatch: f64,
+    /// FLOP/s and bytes/s by measurement, in place of cautious guesses: they decide how finely work is cut.
+    pub rates: Option<(f64, f64)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let all = Features { subgroups: true, f16: true, packed_dot: true, timestamps: true, pipeline_cache: true };
-        Options { checked: false, features: all, max_binding: None, seconds_per_dispatch: 0.1 }
+        Options { checked: false, features: all, max_binding: None, seconds_per_dispatch: 0.1, rates: None }
     }
 }
+
+/// A GPU that does not answer for this long is given up. Submissions are cut to fractions of a second, but many may be queued.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Compilation time worth saving at once; less is saved when the context ends.
+const WORTH_SAVING: Duration = Duration::from_secs(1);
 
 pub struct Context {
     pub(super) device: wgpu::Device,
@@ -33,6 +46,12 @@ pub struct Context {
     checked: bool,
     pipelines: Mutex<HashMap<PipelineKey, Arc<OnceLock<Pipeline>>>>,
     layouts: Mutex<HashMap<Vec<bool>, wgpu::BindGroupLayout>>,
+    pipeline_cache: Option<PipelineCache>,
+    pub(super) staging: Mutex<Option<wgpu::Buffer>>,
+    /// Bytes of all buffers made so far.
+    pub(super) created: AtomicU64,
+    /// Measured over expected time of the slowest plan so far, once one was measured.
+    slowness: Mutex<Option<f64>>,
     /// Set by callbacks: the reason a device was lost, and the first error nobody caught.
     lost: Arc<OnceLock<String>>,
     error: Arc<Mutex<Option<String>>>,
@@ -56,57 +75,26 @@ impl std::fmt::Debug for Context {
 impl Context {
     /// Every adapter of every backend this program was built with.
     pub fn adapters() -> Vec<wgpu::Adapter> {
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+        adapter::adapters()
     }
 
     pub fn open(adapter: &wgpu::Adapter, options: Options) -> Result<Arc<Context>> {
         let info = adapter.get_info();
-        let has = |f| adapter.features().contains(f);
-        let want = options.features;
-        let features = Features {
-            subgroups: want.subgroups && has(wgpu::Features::SUBGROUP),
-            f16: want.f16 && has(wgpu::Features::SHADER_F16),
-            packed_dot: want.packed_dot,
-            timestamps: want.timestamps && has(wgpu::Features::TIMESTAMP_QUERY),
-            pipeline_cache: want.pipeline_cache && has(wgpu::Features::PIPELINE_CACHE),
-        };
-        let mut required = wgpu::Features::empty();
-        required.set(wgpu::Features::SUBGROUP, features.subgroups);
-        required.set(wgpu::Features::SHADER_F16, features.f16);
-        required.set(wgpu::Features::TIMESTAMP_QUERY, features.timestamps);
-        required.set(wgpu::Features::PIPELINE_CACHE, features.pipeline_cache);
-        let limits = adapter.limits();
+        let caps = adapter::caps(adapter, &options);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lynx-gpu"),
-            required_features: required,
-            required_limits: limits.clone(),
+            required_features: adapter::required(&caps.features),
+            required_limits: adapter.limits(),
             // The plan decides what is allocated; the allocator should not keep more.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
         };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .map_err(|e| Error::Device(format!("{} cannot be opened: {e}; try --device cpu", info.name)))?;
-        let max_binding = limits.max_storage_buffer_binding_size.min(i32::MAX as u64) & !255;
-        let software = info.device_type == wgpu::DeviceType::Cpu;
-        let caps = Caps {
-            features,
-            limits: Limits {
-                max_binding: options.max_binding.map_or(max_binding, |m| m.min(max_binding)),
-                max_buffer: limits.max_buffer_size,
-                offset_alignment: limits.min_storage_buffer_offset_alignment as u64,
-                max_groups_per_dimension: limits.max_compute_workgroups_per_dimension,
-                max_invocations: limits.max_compute_invocations_per_workgroup,
-                workgroup_memory: limits.max_compute_workgroup_storage_size,
-                max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
-            },
-            subgroup_sizes: if features.subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
-            software,
-            // Low guesses: they only decide how finely work is cut for the watchdog.
-            flops_per_second: if software { 2e9 } else { 100e9 },
-            bytes_per_second: if software { 1e9 } else { 10e9 },
-            seconds_per_dispatch: options.seconds_per_dispatch,
-        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {
+            let name = &info.name;
+            Error::Device(format!(
+                "{name} cannot be opened: {e}; close other programs that use it, or use --device cpu"
+            ))
+        })?;
         let lost = Arc::new(OnceLock::new());
         let error = Arc::new(Mutex::new(None));
         device.set_device_lost_callback({
@@ -121,6 +109,9 @@ impl Context {
                 error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(e.to_string());
             })
         });
+        // Checks are compiled into the shaders, and verification should not rest on what an earlier run left.
+        let keep = caps.features.pipeline_cache && !options.checked;
+        let pipeline_cache = if keep { PipelineCache::open(&device, &info) } else { None };
         Ok(Arc::new(Context {
             device,
             queue,
@@ -129,6 +120,10 @@ impl Context {
             checked: options.checked,
             pipelines: Mutex::default(),
             layouts: Mutex::default(),
+            pipeline_cache,
+            staging: Mutex::default(),
+            created: AtomicU64::new(0),
+            slowness: Mutex::default(),
             lost,
             error,
         }))
@@ -161,71 +156,33 @@ impl Context {
     /// Makes the device unusable, as a driver reset would: for tests of what happens then.
     pub fn lose(&self) {
         self.device.destroy();
-        let _ = self.device.poll(wgpu::PollType::Poll);
+        let _ = catch_unwind(AssertUnwindSafe(|| self.device.poll(wgpu::PollType::Poll)));
+        let _ = self.lost.set("Destroyed: on request".into());
     }
 
-    /// A zeroed storage buffer.
-    pub fn create_buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer> {
-        let (bytes, max) = (bytes.next_multiple_of(4).max(4), self.caps.limits.max_buffer);
-        if bytes > max {
-            return Err(Error::Device(format!(
-                "'{label}' needs {bytes} bytes, {} allows {max} in one buffer; use a smaller batch or context, or --device cpu",
-                self.info.name
-            )));
-        }
-        self.check()?;
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size: bytes,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        if pollster::block_on(scope.pop()).is_some() {
-            return Err(Error::Device(format!(
-                "{} has no room for '{label}' ({bytes} bytes); use a smaller batch (--set train.batch=N) or context, or --device cpu",
-                self.info.name
-            )));
-        }
-        Ok(buffer)
+    /// How much longer work takes than `Caps` says: 1 until a run was measured.
+    pub(super) fn slowness(&self) -> f64 {
+        self.slowness.lock().unwrap_or_else(|e| e.into_inner()).unwrap_or(1.0)
     }
-
-    /// Queues a write; it takes effect before anything submitted later.
-    pub fn write(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<()> {
-        self.check()?;
-        self.queue.write_buffer(buffer, 0, bytes);
-        Ok(())
-    }
-
-    /// Waits for the device and copies the first `bytes` of `buffer` to the host.
-    pub fn read(&self, buffer: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>> {
-        self.check()?;
-        if bytes == 0 {
-            return Ok(vec![]);
-        }
-        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("read-back"),
-            size: bytes,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes);
-        self.queue.submit([encoder.finish()]);
-        let slice = staging.slice(..);
-        slice.map_async(wgpu::MapMode::Read, |_| {});
-        self.wait()?;
-        let view = slice
-            .get_mapped_range()
-            .map_err(|e| Error::Device(format!("{}: read-back failed: {e}", self.info.name)))?;
-        Ok(view.to_vec())
+    pub(super) fn measured_slowness(&self, ratio: f64) {
+        let mut slowness = self.slowness.lock().unwrap_or_else(|e| e.into_inner());
+        *slowness = Some(slowness.map_or(ratio, |s| s.max(ratio)));
     }
 
     /// Blocks until everything submitted has run.
     pub fn wait(&self) -> Result<()> {
-        let polled = self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: None });
+        let timeout = if self.caps.software { None } else { Some(PATIENCE) };
+        let wait = || self.device.poll(wgpu::PollType::Wait { submission_index: None, timeout });
+        // wgpu panics when the driver reports the loss of the device while it waits.
+        let polled = catch_unwind(AssertUnwindSafe(wait));
+        if polled.is_err() {
+            let _ = self.lost.set("the driver reset it".into());
+        }
         self.check()?;
-        polled.map(|_| ()).map_err(|e| Error::Device(format!("{} does not answer: {e}", self.info.name)))
+        match polled {
+            Ok(Err(e)) => Err(Error::Device(format!("{} does not answer: {e}; try --device cpu", self.info.name))),
+            _ => Ok(()),
+        }
     }
 
     fn bind_group_layout(&self, writable: &[bool], uniform: bool) -> wgpu::BindGroupLayout {
@@ -262,7 +219,11 @@ impl Context {
         if let Some(p) = cell.get() {
             return Ok(p.clone());
         }
-        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        self.check()?;
+        let start = Instant::now();
+        // Scopes end in the opposite order: a driver's compiler that fails is an internal error, a wrong shader a validation error.
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(&shader.label),
             source: wgpu::ShaderSource::Wgsl(shader.source.as_ref().into()),
@@ -289,11 +250,39 @@ impl Context {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.pipeline_cache.as_ref().map(|c| &c.cache),
         });
-        if let Some(e) = pollster::block_on(scope.pop()) {
-            return Err(Error::Device(format!("{} refuses shader {}: {e}", self.info.name, shader.label)));
+        let validation = pollster::block_on(validation.pop());
+        let internal = pollster::block_on(internal.pop());
+        self.check()?;
+        if let Some(e) = validation.or(internal) {
+            let (device, label) = (&self.info.name, &shader.label);
+            return Err(Error::Device(format!(
+                "{device} refuses the kernel {label}: {e}; `lynx-gpu verify` makes a report for a bug thread, --device cpu works meanwhile"
+            )));
+        }
+        if let Some(cache) = &self.pipeline_cache {
+            cache.compiled(start.elapsed());
         }
         Ok(cell.get_or_init(|| Pipeline { pipeline, layout }).clone())
+    }
+
+    /// Puts compiled pipelines on disk, where they are worth it. A cache that cannot be written only costs the next start.
+    pub(super) fn save_pipelines(&self) {
+        self.save_pipelines_worth(WORTH_SAVING);
+    }
+
+    fn save_pipelines_worth(&self, worth: Duration) {
+        if let Some(Err(e)) = self.pipeline_cache.as_ref().map(|c| c.save_if_worth(worth)) {
+            tracing::warn!("compiled kernels could not be kept: {e} (set LYNX_CACHE to a folder that can be written)");
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.lost.get().is_none() {
+            self.save_pipelines_worth(Duration::ZERO);
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! WGSL through wgpu: capabilities, lowering of calls to dispatches (pure), pipelines and buffers, and the runner.
 
+pub mod adapter;
 mod context;
 mod lowering;
+mod memory;
+mod pipeline_cache;
 mod runner;
 mod shader;
 

@@ -4,27 +4,43 @@
 use super::context::{Context, Pipeline};
 use super::lowering::{Buf, Caps, Dispatch, Lowered, lower};
 use crate::device::kernel::Operand;
-use crate::device::{CpuCall, Executable, ExecutionNotes, Home, Memory, Place, Store, Work, cpu};
+use crate::device::{Call, CpuCall, Executable, ExecutionNotes, Home, Memory, Place, Store, Work, cpu};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
-/// A submission is ended when its expected time passes this: desktops reset a GPU that is busy for about 2 s.
+/// Desktops reset a GPU that is busy for about this long.
+const WATCHDOG_SECONDS: f64 = 2.0;
+
+/// A submission is ended when its expected time passes this.
 const SECONDS_PER_SUBMISSION: f64 = 0.5;
+
+/// Until dispatches were measured their expected times are guesses: submissions are kept this much shorter.
+const CAUTION: f64 = 4.0;
+
+/// The run whose times are kept: drivers compile and allocate in the first.
+const MEASURED_RUN: u64 = 1;
+
+/// Shorter submissions say more about the cost of submitting than about the work.
+const MEASURABLE_SECONDS: f64 = 2e-3;
 
 pub struct Runner {
     context: Arc<Context>,
     work: Work,
     buffers: Vec<wgpu::Buffer>,
     /// Scratch memory and uniform parameters.
-    extra_bytes: u64,
-    segments: Vec<Segment>,
+    workspace: Vec<wgpu::Buffer>,
+    steps: Vec<Step>,
+    batches: Vec<Batch>,
+    runs: u64,
     notes: ExecutionNotes,
 }
 
-enum Segment {
-    Gpu(Vec<Prepared>),
+enum Step {
+    Gpu(Prepared),
     Cpu(Twin),
 }
 
@@ -32,6 +48,36 @@ struct Prepared {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     groups: [u32; 3],
+    /// Expected, then measured.
+    seconds: f64,
+}
+
+/// Neighbouring steps that go to the GPU in one submission, or one step that runs on the CPU.
+#[derive(Clone, Debug, PartialEq)]
+enum Batch {
+    Gpu(Range<usize>),
+    Cpu(usize),
+}
+
+/// Cuts a plan into submissions of at most `budget` seconds; `seconds` are None for steps of the CPU. A step that is longer alone
+/// is submitted alone.
+fn batches(seconds: impl Iterator<Item = Option<f64>>, budget: f64) -> Vec<Batch> {
+    let mut batches: Vec<Batch> = Vec::new();
+    let mut used = 0.0;
+    for (i, step) in seconds.enumerate() {
+        match (step, batches.last_mut()) {
+            (None, _) => batches.push(Batch::Cpu(i)),
+            (Some(s), Some(Batch::Gpu(range))) if used + s <= budget => {
+                used += s;
+                range.end = i + 1;
+            }
+            (Some(s), _) => {
+                used = s;
+                batches.push(Batch::Gpu(i..i + 1));
+            }
+        }
+    }
+    batches
 }
 
 /// A call that runs on the CPU inside a GPU plan: host copies of its operands.
@@ -45,7 +91,9 @@ struct Twin {
 /// Bytes of scratch memory and parameter blocks that `work` needs on a device with these capabilities.
 pub fn workspace_bytes(work: &Work, caps: &Caps) -> u64 {
     let lowered = lower(work, caps);
-    scratch_sizes(&lowered).iter().sum::<u64>() + params_layout(&lowered).1
+    // A device has no empty buffers: an empty tensor takes one word.
+    let padding: u64 = work.buffers.iter().map(|b| Context::rounded(b.bytes) - b.bytes).sum();
+    scratch_sizes(&lowered).iter().sum::<u64>() + params_layout(&lowered).1 + padding
 }
 
 /// Scratch buffers are shared by all calls: the k-th is as large as the largest k-th request.
@@ -93,30 +141,28 @@ impl Runner {
                     _ => return Err(Error::Graph(format!("variable '{name}' lives on another device"))),
                 },
                 Home::Constant(value) => {
-                    let buffer = context.create_buffer("constant", spec.bytes)?;
+                    let buffer = context.create_buffer(&describe(&work, i), spec.bytes)?;
                     context.write(&buffer, &value.to_bytes())?;
                     buffer
                 }
-                Home::Input(name) => context.create_buffer(name, spec.bytes)?,
-                Home::Transient => context.create_buffer(&format!("activation {i}"), spec.bytes)?,
+                Home::Input(_) | Home::Transient => context.create_buffer(&describe(&work, i), spec.bytes)?,
             });
         }
-        let scratch_sizes = scratch_sizes(&lowered);
-        let scratch: Vec<wgpu::Buffer> =
-            scratch_sizes.iter().map(|b| context.create_buffer("scratch", *b)).collect::<Result<_>>()?;
+        let scratch: Vec<wgpu::Buffer> = scratch_sizes(&lowered)
+            .iter()
+            .map(|b| context.create_buffer("scratch memory", *b))
+            .collect::<Result<_>>()?;
         let (offsets, params_bytes) = params_layout(&lowered);
-        let params = uniform_buffer(&context, &lowered, &offsets, params_bytes);
+        let params = uniform_buffer(&context, &lowered, &offsets, params_bytes)?;
 
         let pipelines = compile(&context, &lowered)?;
         let mut notes = ExecutionNotes::default();
-        let mut segments = Vec::new();
-        let mut seconds = 0.0;
+        let mut steps = Vec::new();
         for (index, l) in lowered.iter().enumerate() {
             let call = &work.calls[index];
             if let Some(why) = &l.fallback {
                 notes.fallback.push(format!("{} ({}): {why}", call.label, call.kernel.name()));
-                segments.push(Segment::Cpu(twin(index, &work)));
-                seconds = 0.0;
+                steps.push(Step::Cpu(twin(index, &work)));
                 continue;
             }
             for (k, d) in l.dispatches.iter().enumerate() {
@@ -127,14 +173,7 @@ impl Runner {
                     Buf::Scratch(s) => &scratch[s],
                 };
                 let bind_group = bind_group(&context, d, &layout, resolve, params.as_ref(), offsets[index][k]);
-                if !matches!(segments.last(), Some(Segment::Gpu(_))) || seconds + d.seconds > SECONDS_PER_SUBMISSION {
-                    segments.push(Segment::Gpu(vec![]));
-                    seconds = 0.0;
-                }
-                seconds += d.seconds;
-                if let Some(Segment::Gpu(list)) = segments.last_mut() {
-                    list.push(Prepared { pipeline, bind_group, groups: d.groups });
-                }
+                steps.push(Step::Gpu(Prepared { pipeline, bind_group, groups: d.groups, seconds: d.seconds }));
                 notes.dispatches += 1;
                 notes.kernels.push(d.shader.label.clone());
             }
@@ -144,23 +183,106 @@ impl Runner {
                 notes.split.push(format!("{} ({}): {} dispatches", call.label, call.kernel.name(), l.dispatches.len()));
             }
         }
-        notes.submissions = segments.iter().filter(|s| matches!(s, Segment::Gpu(_))).count();
         context.check()?;
-        let extra_bytes = scratch_sizes.iter().sum::<u64>() + params_bytes;
-        Ok(Runner { context, work, buffers, extra_bytes, segments, notes })
+        let mut workspace = scratch;
+        workspace.extend(params);
+        let mut runner = Runner { context, work, buffers, workspace, steps, batches: vec![], runs: 0, notes };
+        runner.cut(SECONDS_PER_SUBMISSION / CAUTION / runner.context.slowness());
+        Ok(runner)
     }
 
-    fn submit(&self, list: &[Prepared]) {
+    /// Cuts the steps into submissions.
+    fn cut(&mut self, budget: f64) {
+        let seconds = self.steps.iter().map(|s| match s {
+            Step::Gpu(p) => Some(p.seconds),
+            Step::Cpu(_) => None,
+        });
+        self.batches = batches(seconds, budget);
+        if self.batches.is_empty() && !self.work.copies.is_empty() {
+            self.batches.push(Batch::Gpu(0..0));
+        }
+        self.notes.submissions = self.batches.iter().filter(|b| matches!(b, Batch::Gpu(_))).count();
+    }
+
+    /// Submits the dispatches of `range` and, with the last of a run, the copies at its end.
+    fn submit(&self, range: Range<usize>, last: bool) {
         let mut encoder = self.context.device.create_command_encoder(&Default::default());
-        {
+        if !range.is_empty() {
             let mut pass = encoder.begin_compute_pass(&Default::default());
-            for p in list {
+            for step in &self.steps[range] {
+                let Step::Gpu(p) = step else { continue };
                 pass.set_pipeline(&p.pipeline);
                 pass.set_bind_group(0, &p.bind_group, &[]);
                 pass.dispatch_workgroups(p.groups[0], p.groups[1], p.groups[2]);
             }
         }
+        if last {
+            for (from, to) in &self.work.copies {
+                let (a, b) = (&self.buffers[from.buffer], &self.buffers[to.buffer]);
+                encoder.copy_buffer_to_buffer(a, 0, b, 0, from.ty.bytes());
+            }
+        }
         self.context.queue.submit([encoder.finish()]);
+    }
+
+    /// Runs the plan waiting after each submission, so that no unmeasured work queues up; gives the seconds each took.
+    fn run_and_time(&self) -> Result<Vec<f64>> {
+        self.context.wait()?;
+        let mut times = Vec::new();
+        for (i, batch) in self.batches.iter().enumerate() {
+            let start = Instant::now();
+            self.run_batch(batch, i + 1 == self.batches.len())?;
+            self.context.wait()?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        Ok(times)
+    }
+
+    fn run_batch(&self, batch: &Batch, last: bool) -> Result<()> {
+        match batch {
+            Batch::Gpu(range) => self.submit(range.clone(), last),
+            Batch::Cpu(step) => {
+                if let Step::Cpu(twin) = &self.steps[*step] {
+                    self.run_twin(twin)?;
+                }
+                if last && !self.work.copies.is_empty() {
+                    self.submit(0..0, true);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces expected by measured times and cuts the plan again.
+    fn learn(&mut self, times: &[f64]) {
+        let (mut expected_total, mut measured_total) = (0.0, 0.0);
+        for (batch, &measured) in self.batches.iter().zip(times) {
+            let Batch::Gpu(range) = batch else { continue };
+            let steps = &mut self.steps[range.clone()];
+            let all = || steps.iter().map(|s| if let Step::Gpu(p) = s { p.seconds } else { 0.0 });
+            let (expected, n) = (all().sum::<f64>(), steps.len() as f64);
+            for step in steps {
+                let Step::Gpu(p) = step else { continue };
+                // A dispatch costs something even when no work was foreseen.
+                let share = if expected > 0.0 { 0.9 * p.seconds / expected + 0.1 / n } else { 1.0 / n };
+                p.seconds = measured * share;
+            }
+            if measured >= MEASURABLE_SECONDS && expected > 0.0 {
+                expected_total += expected;
+                measured_total += measured;
+            }
+            if range.len() == 1 && measured > WATCHDOG_SECONDS && !self.context.caps().software {
+                let index = self.steps[..range.start].iter().filter(|s| matches!(s, Step::Gpu(_))).count();
+                let kernel = &self.notes.kernels[index];
+                tracing::warn!(
+                    "one dispatch of {kernel} took {measured:.1} s: the desktop may reset the GPU; use a smaller batch"
+                );
+            }
+        }
+        if expected_total > 0.0 {
+            self.context.measured_slowness(measured_total / expected_total);
+        }
+        self.cut(SECONDS_PER_SUBMISSION);
     }
 
     fn run_twin(&self, twin: &Twin) -> Result<()> {
@@ -170,7 +292,10 @@ impl Runner {
             // SAFETY: the host copies belong to this runner and nothing else runs.
             unsafe { host.write(&bytes) };
         }
-        call.kernel.cpu(&mut twin.operands.clone())?;
+        call.kernel.cpu(&mut twin.operands.clone()).map_err(|e| match e {
+            Error::Graph(m) => Error::Graph(format!("node '{}': {m}", call.label)),
+            other => other,
+        })?;
         for (place, host) in call.outputs.iter().zip(&twin.outputs) {
             self.context.write(&self.buffers[place.buffer], host.bytes())?;
         }
@@ -187,6 +312,7 @@ fn compile(context: &Context, lowered: &[Lowered]) -> Result<Vec<Vec<Pipeline>>>
         }
     }
     distinct.par_iter().try_for_each(|d| pipeline(context, d).map(|_| ()))?;
+    context.save_pipelines();
     lowered.iter().map(|l| l.dispatches.iter().map(|d| pipeline(context, d)).collect()).collect()
 }
 
@@ -200,9 +326,14 @@ fn pipeline(context: &Context, d: &Dispatch) -> Result<Pipeline> {
     context.pipeline(&d.shader, &writable, !d.params.is_empty())
 }
 
-fn uniform_buffer(context: &Context, lowered: &[Lowered], offsets: &[Vec<u64>], bytes: u64) -> Option<wgpu::Buffer> {
+fn uniform_buffer(
+    context: &Context,
+    lowered: &[Lowered],
+    offsets: &[Vec<u64>],
+    bytes: u64,
+) -> Result<Option<wgpu::Buffer>> {
     if bytes == 0 {
-        return None;
+        return Ok(None);
     }
     let mut data = vec![0u8; bytes as usize];
     for (l, offsets) in lowered.iter().zip(offsets) {
@@ -211,14 +342,30 @@ fn uniform_buffer(context: &Context, lowered: &[Lowered], offsets: &[Vec<u64>], 
             data[*at as usize..*at as usize + words.len()].copy_from_slice(words);
         }
     }
-    let buffer = context.device.create_buffer(&wgpu::BufferDescriptor {
-        label: Some("parameters"),
-        size: bytes,
-        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    });
-    context.queue.write_buffer(&buffer, 0, &data);
-    Some(buffer)
+    let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+    let buffer = context.create("kernel parameters", bytes, usage)?;
+    context.write(&buffer, &data)?;
+    Ok(Some(buffer))
+}
+
+/// Says what a buffer holds, for errors: the largest tensor in it and the node that makes or reads it.
+fn describe(work: &Work, buffer: usize) -> String {
+    let largest = |places: fn(&Call) -> &[Place]| {
+        let used = work.calls.iter().flat_map(|c| places(c).iter().map(move |p| (c, p)));
+        used.filter(|(_, p)| p.buffer == buffer).max_by_key(|(_, p)| p.ty.bytes())
+    };
+    match (&work.buffers[buffer].home, largest(|c| &c.outputs), largest(|c| &c.inputs)) {
+        (Home::Variable(name), ..) => format!("variable '{name}'"),
+        (Home::Input(name), ..) => {
+            let declared = work.inputs.iter().find(|(_, p)| p.buffer == buffer);
+            format!("input '{name}'{}", declared.map_or(String::new(), |(_, p)| format!(" {}", p.ty)))
+        }
+        (Home::Constant(value), _, reader) => {
+            format!("a constant {} of node '{}'", value.ty(), reader.map_or("", |(c, _)| &c.label))
+        }
+        (Home::Transient, Some((call, place)), _) => format!("the result {} of node '{}'", place.ty, call.label),
+        (Home::Transient, None, _) => "an unused buffer".into(),
+    }
 }
 
 fn bind_group<'a>(
@@ -282,26 +429,18 @@ impl Executable for Runner {
 
     fn run(&mut self) -> Result<()> {
         self.context.check()?;
-        for segment in &self.segments {
-            match segment {
-                Segment::Gpu(list) => self.submit(list),
-                Segment::Cpu(twin) => self.run_twin(twin)?,
+        if self.runs <= MEASURED_RUN {
+            let times = self.run_and_time()?;
+            if self.runs == MEASURED_RUN {
+                self.learn(&times);
             }
+            self.runs += 1;
+            return Ok(());
         }
-        if !self.work.copies.is_empty() {
-            let mut encoder = self.context.device.create_command_encoder(&Default::default());
-            for (from, to) in &self.work.copies {
-                encoder.copy_buffer_to_buffer(
-                    &self.buffers[from.buffer],
-                    0,
-                    &self.buffers[to.buffer],
-                    0,
-                    from.ty.bytes(),
-                );
-            }
-            self.context.queue.submit([encoder.finish()]);
+        for (i, batch) in self.batches.iter().enumerate() {
+            self.run_batch(batch, i + 1 == self.batches.len())?;
         }
-        Ok(())
+        self.context.check()
     }
 
     fn read_output(&mut self, name: &str) -> Result<HostTensor> {
@@ -311,10 +450,29 @@ impl Executable for Runner {
     }
 
     fn allocated_bytes(&self) -> u64 {
-        self.work.buffers.iter().map(|b| b.bytes).sum::<u64>() + self.extra_bytes
+        self.buffers.iter().chain(&self.workspace).map(|b| b.size()).sum()
     }
 
     fn notes(&self) -> ExecutionNotes {
         self.notes.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_submission_ends_when_its_expected_time_is_used_up_and_at_every_step_of_the_cpu() {
+        let gpu = |s: f64| Some(s);
+        let cut = |steps: &[Option<f64>]| batches(steps.iter().copied(), 0.5);
+        assert_eq!(cut(&[]), []);
+        assert_eq!(cut(&[gpu(0.1), gpu(0.2), gpu(0.1)]), [Batch::Gpu(0..3)]);
+        assert_eq!(cut(&[gpu(0.3), gpu(0.3), gpu(0.1)]), [Batch::Gpu(0..1), Batch::Gpu(1..3)]);
+        assert_eq!(cut(&[gpu(9.0), gpu(0.1)]), [Batch::Gpu(0..1), Batch::Gpu(1..2)]);
+        assert_eq!(
+            cut(&[gpu(0.0), None, None, gpu(0.0)]),
+            [Batch::Gpu(0..1), Batch::Cpu(1), Batch::Cpu(2), Batch::Gpu(3..4)]
+        );
     }
 }

@@ -1,0 +1,147 @@
+//! `lynx-gpu devices`: what GPUs and CPU this machine has, what they can do, and which one `auto` uses and why.
+
+use crate::device::choose::{self, Adapter};
+use crate::device::gpu::{Caps, Options, adapter};
+use crate::device::host;
+use crate::ops::workloads::workloads;
+use crate::{Error, Result};
+use serde::Serialize;
+
+#[derive(clap::Args)]
+pub struct Args {}
+
+#[derive(Serialize)]
+struct Gpu {
+    /// `--device` value.
+    id: String,
+    #[serde(flatten)]
+    adapter: Adapter,
+    software: bool,
+    driver: String,
+    driver_info: String,
+    /// The `--device` value of the same GPU through a better backend.
+    same_gpu_as: Option<String>,
+    features_used: Vec<String>,
+    features_absent: Vec<String>,
+    /// Present, but no kernel uses it.
+    features_unused: Vec<String>,
+    caps: Caps,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    cpu: host::Cpu,
+    gpus: Vec<Gpu>,
+    /// What `--device auto` takes.
+    auto: Auto,
+}
+
+#[derive(Serialize)]
+struct Auto {
+    device: String,
+    reason: String,
+}
+
+pub fn run(_args: Args, json: bool) -> Result<()> {
+    let gpus = gpus();
+    let chosen = choose::choose("auto", workloads)?;
+    let device = chosen.gpu.map_or_else(|| "cpu".to_string(), |i| format!("gpu:{i}"));
+    let listing = Listing { cpu: host::cpu(), gpus, auto: Auto { device, reason: chosen.reason } };
+    if json {
+        let text =
+            serde_json::to_string_pretty(&listing).map_err(|e| Error::Failed(format!("cannot write JSON: {e}")))?;
+        println!("{text}");
+    } else {
+        print(&listing);
+    }
+    Ok(())
+}
+
+fn gpus() -> Vec<Gpu> {
+    let adapters = choose::adapters();
+    let summary: Vec<Adapter> = adapters.iter().map(|(a, _)| a.clone()).collect();
+    let duplicates = choose::duplicates(&summary);
+    adapters
+        .iter()
+        .enumerate()
+        .map(|(i, (summary, adapter))| {
+            let (info, caps) = (adapter.get_info(), adapter::caps(adapter, &Options::default()));
+            let (features_used, features_absent) = features(&caps);
+            let cooperative = adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+            Gpu {
+                id: format!("gpu:{i}"),
+                adapter: summary.clone(),
+                software: caps.software,
+                driver: info.driver,
+                driver_info: info.driver_info,
+                same_gpu_as: duplicates[i].map(|d| format!("gpu:{d}")),
+                features_used,
+                features_absent,
+                features_unused: if cooperative { vec!["cooperative matrices".into()] } else { vec![] },
+                caps,
+            }
+        })
+        .collect()
+}
+
+/// Optional features in words: those that will be used, and those the adapter lacks.
+fn features(caps: &Caps) -> (Vec<String>, Vec<String>) {
+    let f = &caps.features;
+    let subgroups = match caps.subgroup_sizes {
+        (0, 0) => "subgroups".to_string(),
+        (a, b) if a == b => format!("subgroups of {a}"),
+        (a, b) => format!("subgroups of {a} to {b}"),
+    };
+    let all = [
+        (f.subgroups, subgroups),
+        (f.f16, "f16".into()),
+        (f.packed_dot, "packed int8 dot product".into()),
+        (f.timestamps, "timestamps".into()),
+        (f.pipeline_cache, "pipeline cache".into()),
+    ];
+    let (used, absent): (Vec<_>, Vec<_>) = all.into_iter().partition(|(present, _)| *present);
+    let names = |list: Vec<(bool, String)>| list.into_iter().map(|(_, name)| name).collect();
+    (names(used), names(absent))
+}
+
+fn bytes(n: u64) -> String {
+    match n {
+        0..1_048_576 => format!("{} KiB", n >> 10),
+        1_048_576..1_073_741_824 => format!("{} MiB", n >> 20),
+        _ => format!("{:.1} GiB", n as f64 / (1u64 << 30) as f64),
+    }
+}
+
+fn print(listing: &Listing) {
+    let cpu = &listing.cpu;
+    println!("cpu    {}", cpu.model);
+    println!("       {} cores, {} threads used, kernels for {}", cpu.cores, cpu.threads, cpu.simd);
+    for gpu in &listing.gpus {
+        let (a, limits) = (&gpu.adapter, &gpu.caps.limits);
+        let kind = format!("{:?}", a.kind).to_lowercase();
+        println!("{:<6} {}", gpu.id, a.name);
+        println!("       {} through {}, vendor {:#06x}, device {:#06x}", kind, a.backend, a.vendor, a.device);
+        if let Some(other) = &gpu.same_gpu_as {
+            println!("       the same GPU as {other}, which is used instead");
+        }
+        println!("       driver   {} {}", gpu.driver, gpu.driver_info);
+        println!(
+            "       memory   buffers up to {}, bindings up to {}, {} of workgroup memory, {} invocations a workgroup",
+            bytes(limits.max_buffer),
+            bytes(limits.max_binding),
+            bytes(limits.workgroup_memory.into()),
+            limits.max_invocations
+        );
+        for (title, list) in
+            [("used", &gpu.features_used), ("absent", &gpu.features_absent), ("unused", &gpu.features_unused)]
+        {
+            if !list.is_empty() {
+                println!("       {title:<8} {}", list.join(", "));
+            }
+        }
+    }
+    if listing.gpus.is_empty() {
+        println!("no GPU was found (on Linux, install a Vulkan driver: mesa-vulkan-drivers, or the vendor's)");
+    }
+    println!("\nauto uses {}: {}", listing.auto.device, listing.auto.reason);
+}

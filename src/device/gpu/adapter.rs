@@ -1,0 +1,72 @@
+//! Adapters: the GPUs that the drivers offer, and what of each the kernels may use.
+
+use super::context::Options;
+use super::lowering::{Caps, Features, Limits};
+use std::sync::OnceLock;
+
+/// Every adapter of the native backends (Vulkan, Metal, DX12), in the order `--device gpu:N` counts. `WGPU_BACKEND` narrows it.
+pub fn adapters() -> Vec<wgpu::Adapter> {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    let backends = wgpu::Backends::from_env().unwrap_or(wgpu::Backends::PRIMARY);
+    let instance = INSTANCE.get_or_init(|| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = backends;
+        // Driver-side validation layers are for debugging wgpu itself; our own checks do not need them.
+        descriptor.flags = wgpu::InstanceFlags::empty().with_env();
+        wgpu::Instance::new(descriptor)
+    });
+    pollster::block_on(instance.enumerate_adapters(backends))
+}
+
+/// Whether the adapter is a CPU pretending to be a GPU (llvmpipe, SwiftShader, WARP).
+pub fn is_software(info: &wgpu::AdapterInfo) -> bool {
+    const NAMES: [&str; 5] = ["llvmpipe", "lavapipe", "softpipe", "swiftshader", "microsoft basic render"];
+    let name = info.name.to_lowercase();
+    info.device_type == wgpu::DeviceType::Cpu || NAMES.iter().any(|n| name.contains(n))
+}
+
+/// What the kernels may use of an adapter that is opened with these options.
+pub fn caps(adapter: &wgpu::Adapter, options: &Options) -> Caps {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    let has = |f| adapter.features().contains(f);
+    let want = options.features;
+    let features = Features {
+        subgroups: want.subgroups && has(wgpu::Features::SUBGROUP),
+        f16: want.f16 && has(wgpu::Features::SHADER_F16),
+        // Part of the language; wgpu does not tell whether the hardware has an instruction for it.
+        packed_dot: want.packed_dot,
+        timestamps: want.timestamps && has(wgpu::Features::TIMESTAMP_QUERY),
+        pipeline_cache: want.pipeline_cache && has(wgpu::Features::PIPELINE_CACHE),
+    };
+    let max_binding = limits.max_storage_buffer_binding_size.min(i32::MAX as u64) & !255;
+    let software = is_software(&info);
+    // Low guesses: they only decide how finely work is cut for the watchdog.
+    let (flops, bytes) = options.rates.unwrap_or(if software { (2e9, 1e9) } else { (100e9, 10e9) });
+    Caps {
+        features,
+        limits: Limits {
+            max_binding: options.max_binding.map_or(max_binding, |m| m.min(max_binding)),
+            max_buffer: limits.max_buffer_size,
+            offset_alignment: limits.min_storage_buffer_offset_alignment as u64,
+            max_groups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_invocations: limits.max_compute_invocations_per_workgroup,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        },
+        subgroup_sizes: if features.subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
+        software,
+        flops_per_second: flops,
+        bytes_per_second: bytes,
+        seconds_per_dispatch: options.seconds_per_dispatch,
+    }
+}
+
+/// The wgpu features to request for these capabilities.
+pub(super) fn required(features: &Features) -> wgpu::Features {
+    let mut required = wgpu::Features::empty();
+    required.set(wgpu::Features::SUBGROUP, features.subgroups);
+    required.set(wgpu::Features::SHADER_F16, features.f16);
+    required.set(wgpu::Features::TIMESTAMP_QUERY, features.timestamps);
+    required.set(wgpu::Features::PIPELINE_CACHE, features.pipeline_cache);
+    required
+}
