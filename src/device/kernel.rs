@@ -77,6 +77,10 @@ impl CpuCall {
         self.out_slice(o)
     }
     #[allow(clippy::mut_from_ref)]
+    pub fn out_u32(&self, o: usize) -> &mut [u32] {
+        self.out_slice(o)
+    }
+    #[allow(clippy::mut_from_ref)]
     pub fn out_i8(&self, o: usize) -> &mut [i8] {
         self.out_slice(o)
     }

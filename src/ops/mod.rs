@@ -34,11 +34,13 @@ operators! {
     clip,
     cross_entropy,
     matmul,
+    movement,
     norm,
     optimizer,
     pointwise,
     reduce,
     reshape,
+    softmax,
 }
 
 /// The text of a shader file.
