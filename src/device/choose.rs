@@ -224,8 +224,8 @@ fn open(
     workloads: impl FnOnce() -> Result<Workloads>,
 ) -> Result<Opened> {
     let info = adapter.get_info();
-    // Cautious guesses do for a software GPU: it has no watchdog.
-    if gpu::adapter::is_software(&info) && !compare {
+    // Guesses do for a software GPU, which has no watchdog, and for checked shaders, which are not in a hurry.
+    if (gpu::adapter::is_software(&info) || options.checked) && !compare {
         return Ok((gpu::Context::open(adapter, options)?, None, None));
     }
     let mut memory = Memory::open();
@@ -234,10 +234,17 @@ fn open(
     if on_gpu.is_none() || (compare && on_cpu.is_none()) {
         let workloads = workloads()?;
         if on_gpu.is_none() {
-            let context = gpu::Context::open(adapter, options)?;
-            let measured = probe::measure(&Device::Gpu(context), &workloads)?;
-            memory.put(&gpu_key, measured);
-            on_gpu = Some(measured);
+            // What is remembered holds for the device as it is used by default.
+            let context = gpu::Context::open(adapter, gpu::Options::default())?;
+            match probe::measure(&Device::Gpu(context), &workloads) {
+                Ok(measured) => {
+                    memory.put(&gpu_key, measured);
+                    on_gpu = Some(measured);
+                }
+                Err(e) if compare => return Err(e),
+                // Asked for by name: guesses will do, and the work itself may run.
+                Err(e) => memory.warning = Some(format!("its speed could not be measured: {e}")),
+            }
         }
         if compare && on_cpu.is_none() {
             let measured = probe::measure(&Device::Cpu, &workloads)?;

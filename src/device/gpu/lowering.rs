@@ -4,6 +4,7 @@
 use super::shader;
 use crate::device::{Call, Unsupported, Work};
 use crate::tensor::TensorType;
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -126,6 +127,8 @@ pub struct Lowering<'a> {
     pub aliases: Vec<(usize, usize)>,
     dispatches: Vec<Dispatch>,
     scratch: Vec<u64>,
+    /// Whether `chunks` had to cut anything.
+    split: Cell<bool>,
 }
 
 /// Parameters of a dispatch, packed as 32-bit words in the order of the shader's uniform struct.
@@ -142,7 +145,7 @@ impl<'a> Lowering<'a> {
                 }
             }
         }
-        Lowering { caps, call, aliases, dispatches: vec![], scratch: vec![] }
+        Lowering { caps, call, aliases, dispatches: vec![], scratch: vec![], split: Cell::new(false) }
     }
 
     pub fn input(&self, i: usize) -> &'a TensorType {
@@ -213,6 +216,7 @@ impl<'a> Lowering<'a> {
             let (max, row) = (limits.max_binding, row_bytes.iter().max().copied().unwrap_or(0));
             return Err(Unsupported(format!("{step} rows of {row} bytes do not fit a binding of {max} bytes")));
         }
+        self.split.set(true);
         let size = (most / step * step).max(step);
         Ok((0..rows.div_ceil(size)).map(|i| i * size..((i + 1) * size).min(rows)).collect())
     }
@@ -307,6 +311,8 @@ pub struct Lowered {
     pub dispatches: Vec<Dispatch>,
     pub scratch: Vec<u64>,
     pub fallback: Option<String>,
+    /// Work was cut because of a limit or the time budget.
+    pub split: bool,
 }
 
 /// Lowers every call of `work`. A call whose tensors hold no element needs no dispatch.
@@ -315,7 +321,7 @@ pub fn lower(work: &Work, caps: &Caps) -> Vec<Lowered> {
         .iter()
         .map(|call| {
             if call.outputs.iter().all(|p| p.ty.elements() == 0) {
-                return Lowered { dispatches: vec![], scratch: vec![], fallback: None };
+                return Lowered { dispatches: vec![], scratch: vec![], fallback: None, split: false };
             }
             let mut lowering = Lowering::new(caps, call);
             match call.kernel.gpu(&mut lowering) {
@@ -325,9 +331,11 @@ pub fn lower(work: &Work, caps: &Caps) -> Vec<Lowered> {
                     let (flops, bytes) = (call.cost.flops / share, call.cost.bytes() / share);
                     let seconds = (flops / caps.flops_per_second).max(bytes / caps.bytes_per_second);
                     dispatches.iter_mut().for_each(|d| d.seconds = seconds);
-                    Lowered { dispatches, scratch: lowering.scratch, fallback: None }
+                    Lowered { dispatches, scratch: lowering.scratch, fallback: None, split: lowering.split.get() }
                 }
-                Err(Unsupported(why)) => Lowered { dispatches: vec![], scratch: vec![], fallback: Some(why) },
+                Err(Unsupported(why)) => {
+                    Lowered { dispatches: vec![], scratch: vec![], fallback: Some(why), split: false }
+                }
             }
         })
         .collect()

@@ -177,9 +177,7 @@ impl Runner {
                 notes.dispatches += 1;
                 notes.kernels.push(d.shader.label.clone());
             }
-            let mut labels: Vec<_> = l.dispatches.iter().map(|d| &d.shader.label).collect();
-            labels.dedup();
-            if labels.len() < l.dispatches.len() {
+            if l.split {
                 notes.split.push(format!("{} ({}): {} dispatches", call.label, call.kernel.name(), l.dispatches.len()));
             }
         }
