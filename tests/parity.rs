@@ -76,6 +76,13 @@ fn every_operator_agrees_with_bindings_limited_to_1_mib() {
 }
 
 #[test]
+fn every_operator_agrees_with_the_kernels_chosen_for_hardware() {
+    if let Some(gpu) = gpu(Options { checked: true, as_hardware: true, ..Options::default() }) {
+        suite("gpu, as hardware", &[gpu]);
+    }
+}
+
+#[test]
 fn every_operator_agrees_with_each_optional_feature_switched_off() {
     let all = Options::default().features;
     let variants = [

@@ -54,7 +54,7 @@ pub fn caps(adapter: &wgpu::Adapter, options: &Options) -> Caps {
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
         },
         subgroup_sizes: if features.subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
-        software,
+        software: software && !options.as_hardware,
         flops_per_second: flops,
         bytes_per_second: bytes,
         seconds_per_dispatch: options.seconds_per_dispatch,

@@ -23,12 +23,21 @@ pub struct Options {
     pub seconds_per_dispatch: f64,
     /// FLOP/s and bytes/s by measurement, in place of cautious guesses: they decide how finely work is cut.
     pub rates: Option<(f64, f64)>,
+    /// Choose kernels as for real hardware on a software device too: tests walk the paths that other GPUs take.
+    pub as_hardware: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let all = Features { subgroups: true, f16: true, packed_dot: true, timestamps: true, pipeline_cache: true };
-        Options { checked: false, features: all, max_binding: None, seconds_per_dispatch: 0.1, rates: None }
+        Options {
+            checked: false,
+            features: all,
+            max_binding: None,
+            seconds_per_dispatch: 0.1,
+            rates: None,
+            as_hardware: false,
+        }
     }
 }
 
