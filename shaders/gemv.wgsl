@@ -107,7 +107,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
     let lanes = SLICES;
     let column = tile.column * COLUMNS + local / SLICES;
     {% endif %}
-    let b0 = tile.b + min(column, p.n - 1u) * p.ldb;
+    let b0 = {{ "min(column, p.n - 1u)" if q8 else "tile.b + min(column, p.n - 1u) * p.ldb" }};
     {% for r in range(rows) %}var c{{ r }} = vec4<f32>(0.0);
     {% endfor %}
     let whole = tile.k_begin + (tile.k_end - tile.k_begin) / 4u * 4u;
@@ -115,7 +115,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
         {% for r in range(rows) %}var d{{ r }} = vec4<f32>(0.0);
         {% endfor %}
         for (var k = first; k < min(first + BLOCK * lanes * 4u, whole); k += lanes * 4u) {
-            {% if bv %}let v = b[(b0 + k) >> 2u];
+            {% if q8 %}let v = quant4(b0, k);
+            {% elif bv %}let v = b[(b0 + k) >> 2u];
             {% else %}let v = vec4<f32>(b[b0 + k], b[b0 + k + 1u], b[b0 + k + 2u], b[b0 + k + 3u]);{% endif %}
             {% for r in range(rows) %}d{{ r }} += {{ a_quad(r, "k") }} * v;
             {% endfor %}
@@ -127,7 +128,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
     {% endfor %}
     {% if not bv and not (av and not trans_a) %}
     for (var k = whole + lane; k < tile.k_end; k += lanes) {
-        {% for r in range(rows) %}sum{{ r }} += {{ a_one(r, "k") }} * b[b0 + k];
+        {% for r in range(rows) %}sum{{ r }} += {{ a_one(r, "k") }} * {{ "quant1(b0, k)" if q8 else "b[b0 + k]" }};
         {% endfor %}
     }
     {% endif %}

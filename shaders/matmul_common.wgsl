@@ -1,6 +1,7 @@
 // What every matrix product kernel shares: its parameters, its operands, and the epilogue
 // activation(c + bias) + residual. Needs: av, bv, cv (1: the operand is read or written as vec4), n_bias, n_residual (0 or 1),
-// activation, epilogue (1: there is one).
+// activation, epilogue (1: there is one); q8 (1: B is int8, stored along k, with f32 scales), group (terms that share a scale,
+// 0: a whole line), quads_in_group (1: a quad never spans two groups).
 {% if activation not in ["None", "Relu"] %}{% include "math.wgsl" %}{% endif %}
 struct Params {
     // The part of the product that this dispatch computes.
@@ -15,13 +16,16 @@ struct Params {
     k_split: u32, c_split: u32,
     // 1: add to what the result holds.
     accumulate: u32,
+    // Scales of a line of B.
+    groups: u32,
 }
 @group(0) @binding(0) var<storage, read_write> c: array<{{ "vec4<f32>" if cv else "f32" }}>;
 @group(0) @binding(1) var<storage, read> a: array<{{ "vec4<f32>" if av else "f32" }}>;
-@group(0) @binding(2) var<storage, read> b: array<{{ "vec4<f32>" if bv else "f32" }}>;
-{% if n_bias %}@group(0) @binding(3) var<storage, read> bias: array<{{ "vec4<f32>" if cv else "f32" }}>;{% endif %}
-{% if n_residual %}@group(0) @binding({{ 3 + n_bias }}) var<storage, read> residual: array<{{ "vec4<f32>" if cv else "f32" }}>;{% endif %}
-@group(0) @binding({{ 3 + n_bias + n_residual }}) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> b: array<{{ "u32" if q8 else ("vec4<f32>" if bv else "f32") }}>;
+{% if q8 %}@group(0) @binding(3) var<storage, read> scales: array<f32>;{% endif %}
+{% if n_bias %}@group(0) @binding({{ 3 + q8 }}) var<storage, read> bias: array<{{ "vec4<f32>" if cv else "f32" }}>;{% endif %}
+{% if n_residual %}@group(0) @binding({{ 3 + q8 + n_bias }}) var<storage, read> residual: array<{{ "vec4<f32>" if cv else "f32" }}>;{% endif %}
+@group(0) @binding({{ 3 + q8 + n_bias + n_residual }}) var<uniform> p: Params;
 
 // Sums of more terms than this are added up in blocks: rounding errors then grow with the number of blocks.
 const FOLD = 512u;
@@ -51,3 +55,32 @@ fn finish(x: {{ T }}, i: u32, column: u32) -> {{ T }} {
     {% if n_residual %}v += residual[i];{% endif %}
     return v;
 }
+{% if q8 %}
+fn scale(line: u32, k: u32) -> f32 {
+    return scales[line * p.groups{{ " + k / " ~ group ~ "u" if group else "" }}];
+}
+
+// Terms k .. k + 3 of a line of B; all must exist.
+fn quant4(line: u32, k: u32) -> vec4<f32> {
+    let i = line * p.ldb + k;
+    {% if bv %}
+    let word = b[i >> 2u];
+    {% else %}
+    // Four bytes that may lie in two words.
+    let shift = (i & 3u) * 8u;
+    let next = min((i >> 2u) + 1u, arrayLength(&b) - 1u);
+    let word = select((b[i >> 2u] >> shift) | (b[next] << ((32u - shift) & 31u)), b[i >> 2u], shift == 0u);
+    {% endif %}
+    let q = vec4<f32>(unpack4xI8(word));
+    {% if quads_in_group %}
+    return q * scale(line, k);
+    {% else %}
+    return q * vec4<f32>(scale(line, k), scale(line, k + 1u), scale(line, k + 2u), scale(line, k + 3u));
+    {% endif %}
+}
+
+fn quant1(line: u32, k: u32) -> f32 {
+    let i = line * p.ldb + k;
+    return f32(extractBits(bitcast<i32>(b[i >> 2u]), (i & 3u) * 8u, 8u)) * scale(line, k);
+}
+{% endif %}

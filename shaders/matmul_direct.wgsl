@@ -8,7 +8,8 @@
 {% macro fetch_b() %}
 {% if trans_b %}
     {% for q in range(2) %}{% for j in range(4) %}
-    {% if bv %}let t{{ q }}_{{ j }} = b[(b{{ q }}_{{ j }} + k) >> 2u];
+    {% if q8 %}let t{{ q }}_{{ j }} = quant4(b{{ q }}_{{ j }}, k);
+    {% elif bv %}let t{{ q }}_{{ j }} = b[(b{{ q }}_{{ j }} + k) >> 2u];
     {% else %}let e{{ q }}_{{ j }} = b{{ q }}_{{ j }} + k;
     let t{{ q }}_{{ j }} = vec4<f32>(b[e{{ q }}_{{ j }}], b[e{{ q }}_{{ j }} + 1u], b[e{{ q }}_{{ j }} + 2u], b[e{{ q }}_{{ j }} + 3u]);{% endif %}
     {% endfor %}{% endfor %}
@@ -71,7 +72,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
     {% endfor %}
 {% endif %}
     // Columns beyond the edge read the last ones and are not stored.
-    {% for q in range(2) %}{% for j in range(4) %}let b{{ q }}_{{ j }} = tile.b + min(column + {{ q * column_step + j }}u, {{ "p.n - 4u" if bv and not trans_b else "p.n - 1u" }}){{ " * p.ldb" if trans_b else "" }};
+    {% for q in range(2) %}{% for j in range(4) %}let b{{ q }}_{{ j }} = {{ "" if q8 else "tile.b + " }}min(column + {{ q * column_step + j }}u, {{ "p.n - 4u" if bv and not trans_b else "p.n - 1u" }}){{ " * p.ldb" if trans_b and not q8 else "" }};
     {% endfor %}{% endfor %}
     var first = tile.k_begin;
     loop {
@@ -93,7 +94,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
         {% if not (av and not trans_a) and not (bv and trans_b) %}
         for (; k < last; k += 1u) {
             {% for q in range(2) %}
-            {% if trans_b %}let u{{ q }} = vec4<f32>({% for j in range(4) %}b[b{{ q }}_{{ j }} + k]{{ ", " if j < 3 else "" }}{% endfor %});
+            {% if q8 %}let u{{ q }} = vec4<f32>({% for j in range(4) %}quant1(b{{ q }}_{{ j }}, k){{ ", " if j < 3 else "" }}{% endfor %});
+            {% elif trans_b %}let u{{ q }} = vec4<f32>({% for j in range(4) %}b[b{{ q }}_{{ j }} + k]{{ ", " if j < 3 else "" }}{% endfor %});
             {% elif bv %}let u{{ q }} = b[(b{{ q }}_0 + k * p.ldb) >> 2u];
             {% else %}let u{{ q }} = vec4<f32>({% for j in range(4) %}b[b{{ q }}_{{ j }} + k * p.ldb]{{ ", " if j < 3 else "" }}{% endfor %});{% endif %}
             {% endfor %}

@@ -14,6 +14,17 @@ var<workgroup> tile_b: array<vec4<f32>, {{ 64 * wide * (quads + 1) if trans_b el
 // The quad at `line`, `at` (both in elements) of an operand whose lines end at `lines`, `end`; zeros beyond.
 fn quad_{{ name }}(base: u32, line: u32, at: u32, lines: u32, end: u32) -> vec4<f32> {
     if (line >= lines || at >= end) { return vec4<f32>(0.0); }
+    {% if q8 and name == "b" %}
+    {% if vec %}
+    return quant4(line, at);
+    {% else %}
+    if (at + 4u <= end) { return quant4(line, at); }
+    var v = vec4<f32>(quant1(line, at), 0.0, 0.0, 0.0);
+    {% for j in range(1, 3) %}if (at + {{ j }}u < end) { v.{{ xyzw[j] }} = quant1(line, at + {{ j }}u); }
+    {% endfor %}
+    return v;
+    {% endif %}
+    {% else %}
     let i = base + line * p.ld{{ name }} + at;
     {% if vec %}
     return {{ name }}[i >> 2u];
@@ -22,6 +33,7 @@ fn quad_{{ name }}(base: u32, line: u32, at: u32, lines: u32, end: u32) -> vec4<
     {% for j in range(1, 4) %}if (at + {{ j }}u < end) { v.{{ xyzw[j] }} = {{ name }}[i + {{ j }}u]; }
     {% endfor %}
     return v;
+    {% endif %}
     {% endif %}
 }
 {% endfor %}

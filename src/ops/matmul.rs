@@ -1,12 +1,11 @@
 //! Matrix product with optional batch axes, transposes, and an epilogue that absorbs the elementwise operators after it.
 
 mod cases;
-mod epilogue;
-mod gpu;
+pub(super) mod epilogue;
+pub(super) mod gpu;
 #[cfg(test)]
 mod tests;
 
-use super::pointwise::Pointwise;
 use super::{Graph, Op, Spec};
 use crate::Result;
 use crate::device::gpu::Lowering;
@@ -14,8 +13,8 @@ use crate::device::{Cost, CpuCall, Kernel, Unsupported};
 use crate::graph::{Gradient, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
 pub use epilogue::Epilogue;
-use kernels_cpu::gemm::{self, Activation};
-use kernels_cpu::program::{Binary, Instr, Program, Unary};
+use kernels_cpu::gemm;
+use kernels_cpu::program::Program;
 use std::sync::Arc;
 
 /// Which GPU kernels may be used.
@@ -45,7 +44,7 @@ pub struct Matmul {
 
 /// The product as the kernels see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Dims {
+pub(in crate::ops) struct Dims {
     pub batch: usize,
     pub m: usize,
     pub n: usize,
@@ -133,26 +132,21 @@ impl Kernel for Matmul {
         let (ta, tb) = (self.trans_a, self.trans_b);
         let (lda, ldb) = (if ta { d.m } else { d.k }, if tb { d.k } else { d.n });
         let (a, b, c) = (call.f32(0), call.f32(1), call.out_f32(0));
-        let epilogue = gemm::Epilogue {
-            bias: self.epilogue.bias.map(|i| call.f32(i)),
-            activation: self.epilogue.activation,
-            residual: self.epilogue.residual.map(|i| call.f32(i)),
-        };
+        let epilogue = self.epilogue.on_cpu(call);
         if d.batch == 1 {
             gemm::gemm_epilogue(ta, tb, d.m, d.n, d.k, a, lda, b, ldb, false, c, d.n, epilogue);
             return Ok(());
         }
         let (sa, sb, sc) = (d.a_batch, d.b_batch, d.m * d.n);
         gemm::gemm_batched(ta, tb, d.m, d.n, d.k, a, lda, sa, b, ldb, sb, false, c, d.n, sc, d.batch);
-        if !epilogue.is_none() {
-            // A product without terms added to the result: the epilogue alone, over the rows of all matrices.
-            gemm::gemm_epilogue(false, false, d.batch * d.m, d.n, 0, &[], 0, &[], d.n, true, c, d.n, epilogue);
-        }
+        epilogue::finish(d.batch * d.m, d.n, c, epilogue);
         Ok(())
     }
 
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
-        gpu::lower(self, lowering)
+        let Matmul { trans_a, trans_b, epilogue, tuning } = *self;
+        let dims = self.checked(&lowering.input(0).shape, &lowering.input(1).shape);
+        gpu::lower(&gpu::Product { dims, trans_a, trans_b, epilogue, tuning, group: None }, lowering)
     }
 }
 
@@ -171,25 +165,12 @@ impl Op for Matmul {
     }
 
     fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
-        let mut result = vec![None; cx.inputs.len()];
-        let (a, b, mut g) = (cx.inputs[0], cx.inputs[1], cx.grad(0));
-        if let Some(i) = self.epilogue.residual {
-            let shape = cx.graph.shape(cx.inputs[i]).to_vec();
-            result[i] = Some(cx.graph.reshape(g, &shape)?);
-        }
-        if let Some(slope) = epilogue::slope(self.epilogue.activation) {
-            // The sum before the activation is computed again: the epilogue did not keep it.
-            let before = Epilogue { activation: Activation::None, bias: self.epilogue.bias.map(|_| 2), residual: None };
-            let mut operands = vec![a, b];
-            operands.extend(self.epilogue.bias.map(|i| cx.inputs[i]));
-            let z = cx.graph.apply1(Matmul { epilogue: before, ..self.clone() }, &operands)?;
-            let times = vec![Instr::Input(0), Instr::Unary(slope, 0), Instr::Input(1), Instr::Binary(Binary::Mul, 1, 2)];
-            g = cx.graph.apply1(Pointwise::f32(times, 2), &[z, g])?;
-        }
-        if let Some(i) = self.epilogue.bias {
-            let shape = cx.graph.shape(cx.inputs[i]).to_vec();
-            result[i] = Some(cx.graph.sum_to(g, &shape)?);
-        }
+        let (a, b, g) = (cx.inputs[0], cx.inputs[1], cx.grad(0));
+        let product = Matmul { epilogue: self.epilogue.before(2), ..self.clone() };
+        let (g, mut result) = self.epilogue.gradient(cx, g, |graph, bias| {
+            let operands: Vec<Value> = [a, b].into_iter().chain(bias).collect();
+            graph.apply1(product, &operands)
+        })?;
         let (needs_a, needs_b) = (cx.needs(0), cx.needs(1));
         let (ta, tb) = (self.trans_a, self.trans_b);
         let (a_shape, b_shape) = (cx.graph.shape(a).to_vec(), cx.graph.shape(b).to_vec());
@@ -229,7 +210,7 @@ impl Op for Matmul {
             return None;
         }
         let (_, shape) = self.dims(&own[0].shape, &own[1].shape).ok()?;
-        let epilogue = Epilogue::recognise(consumer, position, inputs, &shape)?;
+        let epilogue = Epilogue::recognise(consumer, position, inputs, &shape, 2)?;
         Some(Arc::new(Matmul { epilogue, ..self.clone() }))
     }
 }

@@ -33,6 +33,7 @@ macro_rules! operators {
 operators! {
     clip,
     cross_entropy,
+    int8,
     matmul,
     movement,
     norm,

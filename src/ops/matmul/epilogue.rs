@@ -1,7 +1,12 @@
 //! What happens to a product before it is stored, and how an elementwise consumer is recognised as that.
 
-use super::{Activation, Binary, Instr, Program, Unary};
+use crate::Result;
+use crate::device::CpuCall;
+use crate::graph::{Gradient, Graph, Value};
+use crate::ops::pointwise::Pointwise;
 use crate::tensor::{DType, RefTensor, TensorType};
+use kernels_cpu::gemm::{self, Activation};
+use kernels_cpu::program::{Binary, Instr, Program, Unary};
 
 /// `activation(c + bias) + residual`. `bias` and `residual` are positions among the operator's operands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,7 +35,7 @@ fn activation(op: Unary) -> Option<Activation> {
 }
 
 /// The derivative of an activation.
-pub(super) fn slope(activation: Activation) -> Option<Unary> {
+fn slope(activation: Activation) -> Option<Unary> {
     match activation {
         Activation::None => None,
         Activation::Relu => Some(Unary::Step),
@@ -54,7 +59,7 @@ impl Epilogue {
     }
 
     /// Operands besides the two matrices.
-    pub fn operands(&self) -> usize {
+    pub(in crate::ops) fn operands(&self) -> usize {
         usize::from(self.bias.is_some()) + usize::from(self.residual.is_some())
     }
 
@@ -68,6 +73,38 @@ impl Epilogue {
         let biased = sum + self.bias.map_or(0.0, |i| operands[i].data[column]);
         let value = function(self.activation).map_or(biased, |f| f.eval_f64(biased));
         value + self.residual.map_or(0.0, |i| operands[i].data[at])
+    }
+
+    /// What comes before the activation, its bias operand following `own` others.
+    pub(in crate::ops) fn before(&self, own: usize) -> Self {
+        Epilogue { bias: self.bias.map(|_| own), ..Self::default() }
+    }
+
+    /// Takes the gradient `g` of the result back to the product. Returns it with the gradients of the epilogue's own operands, one
+    /// place for every operand. `again` writes the product with the bias, given here, added: the epilogue did not keep it.
+    pub(in crate::ops) fn gradient(
+        &self,
+        cx: &mut Gradient,
+        g: Value,
+        again: impl FnOnce(&mut Graph, Option<Value>) -> Result<Value>,
+    ) -> Result<(Value, Vec<Option<Value>>)> {
+        let mut result = vec![None; cx.inputs.len()];
+        let mut g = g;
+        if let Some(i) = self.residual {
+            result[i] = Some(g);
+        }
+        if let Some(slope) = slope(self.activation) {
+            let bias = self.bias.map(|i| cx.inputs[i]);
+            let z = again(cx.graph, bias)?;
+            let times =
+                vec![Instr::Input(0), Instr::Unary(slope, 0), Instr::Input(1), Instr::Binary(Binary::Mul, 1, 2)];
+            g = cx.graph.apply1(Pointwise::f32(times, 2), &[z, g])?;
+        }
+        if let Some(i) = self.bias {
+            let shape = cx.graph.shape(cx.inputs[i]).to_vec();
+            result[i] = Some(cx.graph.sum_to(g, &shape)?);
+        }
+        Ok((g, result))
     }
 
     pub fn check(&self, operands: &[TensorType], result: &[usize]) -> Result<(), String> {
@@ -84,9 +121,24 @@ impl Epilogue {
         Ok(())
     }
 
+    /// The epilogue with its operands, as `kernels-cpu` takes it.
+    pub fn on_cpu<'a>(&self, call: &'a CpuCall) -> gemm::Epilogue<'a> {
+        gemm::Epilogue {
+            bias: self.bias.map(|i| call.f32(i)),
+            activation: self.activation,
+            residual: self.residual.map(|i| call.f32(i)),
+        }
+    }
+
     /// The epilogue that does what `consumer` does to its operand `position`, a result of shape `result`. Its operands are those of
-    /// the consumer without that one, after the two matrices.
-    pub fn recognise(consumer: &Program, position: usize, operands: &[TensorType], result: &[usize]) -> Option<Self> {
+    /// the consumer without that one, after `own` others.
+    pub fn recognise(
+        consumer: &Program,
+        position: usize,
+        operands: &[TensorType],
+        result: &[usize],
+        own: usize,
+    ) -> Option<Self> {
         let output = *consumer.outputs.first()?;
         if consumer.outputs.len() != 1 || operands.iter().any(|t| t.dtype != DType::F32) {
             return None;
@@ -117,11 +169,19 @@ impl Epilogue {
         if !first.as_ref().is_none_or(bias) || !second.as_ref().is_none_or(residual) || first == second && first.is_some() {
             return None;
         }
-        // The consumer's operands move up behind the two matrices; the product itself is not among them.
-        let place = |n: u16| 2 + n as usize - usize::from(n as usize > position);
+        // The consumer's operands move up behind the product's own; the product itself is not among them.
+        let place = |n: u16| own + n as usize - usize::from(n as usize > position);
         let epilogue =
             Epilogue { bias: first.map(place), activation: chain.activation, residual: second.map(place) };
         (!epilogue.is_none()).then_some(epilogue)
+    }
+}
+
+/// The epilogue alone, on a finished product `c` [rows, n].
+pub(in crate::ops) fn finish(rows: usize, n: usize, c: &mut [f32], epilogue: gemm::Epilogue) {
+    if !epilogue.is_none() {
+        // A product without terms, added to `c`.
+        gemm::gemm_epilogue(false, false, rows, n, 0, &[], 0, &[], n, true, c, n, epilogue);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which kernel computes a product on a GPU, and how the product is cut where operands exceed a binding or a dispatch its time.
 
-use super::{Dims, Matmul, Tuning};
+use super::{Dims, Epilogue, Tuning};
 use crate::device::Unsupported;
 use crate::device::gpu::{Bind, Buf, Caps, Lowering, Params};
 use kernels_cpu::gemm::Activation;
@@ -31,9 +31,10 @@ enum Variant {
 }
 
 impl Variant {
-    fn choose(tuning: Tuning, d: &Dims, caps: &Caps) -> Self {
+    fn choose(op: &Product, caps: &Caps) -> Self {
+        let (tuning, d) = (op.tuning, &op.dims);
         let software = caps.software && tuning == Tuning::Auto;
-        if d.m <= GEMV_MAX_ROWS || d.n <= GEMV_MAX_ROWS {
+        if d.m <= GEMV_MAX_ROWS || d.n <= GEMV_MAX_ROWS && op.group.is_none() {
             return Variant::Gemv { transposed: d.m > GEMV_MAX_ROWS };
         }
         if software {
@@ -75,10 +76,20 @@ struct Part {
     last: bool,
 }
 
-pub fn lower(op: &Matmul, l: &mut Lowering) -> Result<(), Unsupported> {
-    let d = op.checked(&l.input(0).shape, &l.input(1).shape);
-    let variant = Variant::choose(op.tuning, &d, l.caps);
-    let mut lower = Lower { op, d, variant, scratch: None };
+/// A product of inputs 0 and 1 into output 0.
+pub(in crate::ops) struct Product {
+    pub dims: Dims,
+    pub trans_a: bool,
+    pub trans_b: bool,
+    pub epilogue: Epilogue,
+    pub tuning: Tuning,
+    /// Input 1 is int8, transposed and a single matrix; input 2 has a scale for every so many of its terms.
+    pub group: Option<usize>,
+}
+
+pub(in crate::ops) fn lower(op: &Product, l: &mut Lowering) -> Result<(), Unsupported> {
+    let variant = Variant::choose(op, l.caps);
+    let mut lower = Lower { op, d: op.dims, variant, scratch: None };
     for part in lower.parts(l)? {
         lower.part(l, &part)?;
     }
@@ -86,7 +97,7 @@ pub fn lower(op: &Matmul, l: &mut Lowering) -> Result<(), Unsupported> {
 }
 
 struct Lower<'a> {
-    op: &'a Matmul,
+    op: &'a Product,
     d: Dims,
     variant: Variant,
     /// Memory of the partial results, shared by all parts.
@@ -123,7 +134,14 @@ impl Lower<'_> {
         let (rows, columns) = self.variant.tile();
         let row = [bytes(n), bytes(n * residual), bytes(if ta { 0 } else { k })];
         let m_cuts = cut(l, m, rows, &row, flops(n * k))?;
-        let n_cuts = if tb && bytes(n * k) > limit { cut(l, n, columns, &[bytes(k)], 0.0)? } else { vec![0..n] };
+        let (line, scales) = match self.op.group {
+            Some(group) => (k as u64, bytes(k.div_ceil(group))),
+            None => (bytes(k), 0),
+        };
+        let n_cuts = match tb && n as u64 * line.max(scales) > limit {
+            true => cut(l, n, columns, &[line, scales], 0.0)?,
+            false => vec![0..n],
+        };
         let deep = (ta && bytes(m * k) > limit) || (!tb && bytes(k * n) > limit);
         let term = [bytes(if ta { m } else { 0 }), bytes(if tb { 0 } else { n })];
         let k_cuts = if deep { cut(l, k, 16, &term, 0.0)? } else { vec![0..k] };
@@ -149,7 +167,8 @@ impl Lower<'_> {
             } else {
                 lines.start * ld..lines.end * ld
             };
-            let bind = l.read_part(Buf::In(input), 4 * elements.start as u64..4 * elements.end as u64);
+            let size = l.input(input).dtype.bytes() as u64;
+            let bind = l.read_part(Buf::In(input), size * elements.start as u64..size * elements.end as u64);
             let quads = ld % 4 == 0 && across.start % 4 == 0 && !elements.is_empty();
             Matrix { bind, ld, at: across.start, batch, trans, quads }
         };
@@ -163,6 +182,20 @@ impl Lower<'_> {
             false => matrix(1, false, &part.k, &part.n, d.n, d.b_batch),
         };
         (a, b)
+    }
+
+    /// The scales of int8 weights, and the template variables that describe them.
+    fn quantised(&self, l: &Lowering, part: &Part) -> (Vec<Bind>, usize, Value) {
+        let Some(group) = self.op.group else {
+            return (vec![], 0, context! { q8 => 0, group => 0, quads_in_group => true });
+        };
+        let k = self.d.k;
+        let groups = k.div_ceil(group);
+        let line = 4 * groups as u64;
+        let bind = l.read_part(Buf::In(2), part.n.start as u64 * line..part.n.end as u64 * line);
+        let quads_in_group = group % 4 == 0 || groups == 1;
+        let group = if groups == 1 { 0 } else { group };
+        (vec![bind], groups, context! { q8 => 1, group, quads_in_group })
     }
 
     /// Elements of the result that `part` covers, in whole rows.
@@ -240,26 +273,27 @@ impl Lower<'_> {
         if matches!(self.variant, Variant::Subgroup(_)) && a.trans {
             a.quads = false; // each lane reads a row of its own
         }
+        let (scales, groups, quantised) = self.quantised(l, part);
         let common = context! { av => a.quads, bv => b.quads, cv, trans_a => a.trans, trans_b => b.trans };
         let count = ways * batch * tiles;
         let params = Params::new().u32(m).u32(n).u32(k).u32(a.ld).u32(b.ld).u32(self.d.n);
         let params = params.u32(a.at).u32(b.at).u32(part.n.start).u32(a.batch).u32(b.batch).u32(m * n).u32(batch);
         let accumulate = usize::from(part.accumulate && split.is_none());
-        let params = params.u32(tiles_n).u32(tiles).u32(count).u32(terms).u32(rows.len()).u32(accumulate);
-        let binds = [&[target, a.bind, b.bind][..], &extra].concat();
+        let params = params.u32(tiles_n).u32(tiles).u32(count).u32(terms).u32(rows.len()).u32(accumulate).u32(groups);
+        let binds = [&[target, a.bind, b.bind][..], &scales, &extra].concat();
         match self.variant {
             Variant::Tiled { wide } => {
-                let variables = merge_maps([context! { wide => if wide { 2 } else { 1 } }, common, epilogue]);
+                let variables = merge_maps([context! { wide => if wide { 2 } else { 1 } }, common, quantised, epilogue]);
                 let label = if wide { "matmul/tiled128" } else { "matmul/tiled64" };
                 l.dispatch(label, crate::shader!("matmul_tiled.wgsl"), variables, &binds, params, l.line(count))?;
             }
             Variant::Subgroup(lanes) => {
-                let variables = merge_maps([context! { lanes }, common, epilogue]);
+                let variables = merge_maps([context! { lanes }, common, quantised, epilogue]);
                 let template = crate::shader!("matmul_direct.wgsl");
                 l.dispatch("matmul/subgroup", template, variables, &binds, params, l.line(count))?;
             }
             _ => {
-                let variables = merge_maps([context! { lanes => 0 }, common, epilogue]);
+                let variables = merge_maps([context! { lanes => 0 }, common, quantised, epilogue]);
                 let template = crate::shader!("matmul_direct.wgsl");
                 l.dispatch("matmul/direct", template, variables, &binds, params, l.line(count.div_ceil(16)))?;
             }
@@ -280,8 +314,8 @@ impl Lower<'_> {
         let binds = [&[out, partial, partial][..], &extra].concat();
         let params = Params::new().u32(0).u32(self.d.n / width).u32(0).u32(0).u32(0).u32(0).u32(0).u32(0).u32(0);
         let params = params.u32(0).u32(0).u32(0).u32(ways).u32(1).u32(1).u32(count).u32(0).u32(count);
-        let params = params.u32(usize::from(part.accumulate));
-        let variables = context! { av => quads, bv => quads, cv => quads, ..epilogue };
+        let params = params.u32(usize::from(part.accumulate)).u32(0);
+        let variables = context! { av => quads, bv => quads, cv => quads, q8 => 0, ..epilogue };
         let groups = l.line(count.div_ceil(64));
         l.dispatch("matmul/reduce", crate::shader!("matmul_reduce.wgsl"), variables, &binds, params, groups)
     }
@@ -315,22 +349,25 @@ impl Lower<'_> {
         let params = Params::new().u32(m).u32(n).u32(k).u32(a.ld).u32(b.ld).u32(self.d.n);
         let params = params.u32(a.at).u32(b.at).u32(part.n.start).u32(a.batch).u32(b.batch).u32(m * n).u32(batch);
         let params = params.u32(tiles).u32(tiles).u32(count).u32(k.max(1)).u32(0).u32(usize::from(part.accumulate));
+        let (scales, groups, quantised) = self.quantised(l, part);
+        let params = params.u32(groups);
         let variables = context! {
             av => a.quads, bv => b.quads, cv => false, trans_a => a.trans, trans_b => b.trans, rows => m,
-            slices, columns, subgroups, transposed, ..epilogue
+            slices, columns, subgroups, transposed
         };
+        let variables = merge_maps([variables, quantised, epilogue]);
         let label = match (b.trans, subgroups) {
             (true, true) => "gemv/subgroup",
             (true, false) => "gemv/dots",
             (false, _) => "gemv/columns",
         };
-        let binds = [&[target, a.bind, b.bind][..], &extra].concat();
+        let binds = [&[target, a.bind, b.bind][..], &scales, &extra].concat();
         l.dispatch(label, crate::shader!("gemv.wgsl"), variables, &binds, params, l.line(count))
     }
 }
 
 /// Cuts `0..n` into ranges of whole tiles (of four lines where a tile does not fit a binding).
-fn cut(l: &Lowering, n: usize, tile: usize, bytes: &[u64], flops: f64) -> Result<Vec<Range<usize>>, Unsupported> {
+pub(in crate::ops) fn cut(l: &Lowering, n: usize, tile: usize, bytes: &[u64], flops: f64) -> Result<Vec<Range<usize>>, Unsupported> {
     let cut = |unit: usize| {
         let bytes: Vec<u64> = bytes.iter().map(|b| b * unit as u64).collect();
         let ranges = l.chunks(n.div_ceil(unit), &bytes, flops * unit as f64)?;
