@@ -53,7 +53,12 @@ crate::multiversion! {
     }
 }
 
-/// `grad[ids[i]] += g[i]` from zero, in the order of `i` for every row: `g` is [ids.len(), d], `grad` is [v, d] and is overwritten.
+/// Terms of a row that are summed before their sum joins the row's total: a serial sum of all terms of a frequent id would lose
+/// digits in proportion to their number.
+const STRETCH: usize = 64;
+
+/// `grad[ids[i]] += g[i]` from zero, in the order of `i` for every row (in stretches of 64 terms): `g` is [ids.len(), d], `grad` is
+/// [v, d] and is overwritten.
 /// The bits do not depend on the number of threads, which divide the rows of `grad`.
 ///
 /// # Errors
@@ -88,8 +93,16 @@ pub fn scatter_add_rows(ids: &[i32], g: &[f32], v: usize, d: usize, grad: &mut [
             // SAFETY: each task has its own row and column tile.
             let row = unsafe { shared.slice(r * d + column..r * d + column + width) };
             row.fill(0.0);
-            for &i in &order[start[r]..start[r + 1]] {
+            let mut terms = order[start[r]..start[r + 1]].chunks(STRETCH);
+            for &i in terms.next().unwrap_or(&[]) {
                 add_assign(row, &g[i * d + column..][..width]);
+            }
+            for stretch in terms {
+                let mut part = [0.0; COLUMNS];
+                for &i in stretch {
+                    add_assign(&mut part[..width], &g[i * d + column..][..width]);
+                }
+                add_assign(row, &part[..width]);
             }
         }
     });
@@ -121,14 +134,16 @@ mod tests {
     }
 
     #[test]
-    fn scatter_add_is_the_in_order_sum_for_any_number_of_threads() {
+    fn scatter_add_sums_stretches_of_terms_in_order_for_any_number_of_threads() {
         for (v, d, n) in [(1, 1, 1), (5, 3, 17), (65, 128, 1000), (3, 300, 700), (7, 129, 0), (3, 0, 4), (1000, 16, 5)]
         {
             let (_, ids, g) = case(v, d, n);
             let mut want = vec![0.0f32; v * d];
-            for i in 0..n {
+            for r in 0..v {
+                let terms: Vec<usize> = (0..n).filter(|&i| ids[i] as usize == r).collect();
                 for j in 0..d {
-                    want[ids[i] as usize * d + j] += g[i * d + j];
+                    let sums = terms.chunks(STRETCH).map(|s| s.iter().fold(0.0, |sum, &i| sum + g[i * d + j]));
+                    want[r * d + j] = sums.fold(0.0, |total, sum| total + sum);
                 }
             }
             for threads in [1, 2, 5] {
