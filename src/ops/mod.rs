@@ -33,6 +33,8 @@ macro_rules! operators {
 operators! {
     clip,
     cross_entropy,
+    dropout,
+    gather,
     int8,
     matmul,
     movement,
@@ -41,6 +43,7 @@ operators! {
     pointwise,
     reduce,
     reshape,
+    rope,
     softmax,
 }
 
