@@ -31,7 +31,10 @@ macro_rules! operators {
 }
 
 operators! {
+    attention,
+    attention_grad,
     clip,
+    conv,
     cross_entropy,
     dropout,
     gather,
