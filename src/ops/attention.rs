@@ -325,7 +325,7 @@ pub(super) fn settings() -> Vec<Setting> {
     add([2, 34, 66, 2, 1, 8], false, None, Some(vec![-3, 40, 60, 900]), 1.0);
     add([1, 33, 33, 1, 1, 16], true, None, None, 100.0);
     add([1, 5, 5, 1, 1, 67], true, None, None, 1.0);
-    add([1, 33, 40, 1, 1, 256], false, None, None, 1.0);
+    add([1, 33, 40, 1, 1, 132], false, None, None, 1.0);
     // More than 1 MiB of queries.
     add([9, 80, 80, 6, 2, 64], true, Some(17), None, 1.0);
     all
