@@ -126,10 +126,9 @@ pub(super) struct Stage {
     pub ranged: Option<Buf>,
 }
 
-/// Barriers and workgroup memory are slow on a CPU that plays a GPU. (Without subgroups such a device takes the general form,
-/// which is how test suites reach it.)
+/// Barriers and workgroup memory are slow on a CPU that plays a GPU.
 fn form(caps: &Caps, stage: &str) -> Form {
-    if stage == "delta" || (caps.software && caps.features.subgroups) { Form::Rows } else { Form::Tiles }
+    if stage == "delta" || caps.software { Form::Rows } else { Form::Tiles }
 }
 
 impl Stage {
