@@ -21,6 +21,10 @@ vec4<f32>({% for kk in range(4) %}a[tile.a + {{ r }}u * p.lda + {{ k }} + {{ kk 
 {%- if trans_a -%}a[tile.a + ({{ k }}) * p.lda + {{ r }}u]
 {%- else -%}a[tile.a + {{ r }}u * p.lda + {{ k }}]{%- endif -%}
 {% endmacro %}
+{% macro b_quad(k) %}
+{%- if bv -%}b[(b0 + {{ k }} * p.ldb) >> 2u]
+{%- else -%}vec4<f32>({% for j in range(4) %}b[b{{ j }} + {{ k }} * p.ldb]{{ ", " if j < 3 else "" }}{% endfor %}){%- endif -%}
+{% endmacro %}
 
 fn put(row: u32, column: u32, value: f32, at: u32) {
     if (column >= p.n) { return; }
@@ -58,9 +62,17 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
     for (var first = tile.k_begin + slice; first < tile.k_end; first += BLOCK * SLICES) {
         {% for r in range(rows) %}var d{{ r }} = vec4<f32>(0.0);
         {% endfor %}
-        for (var k = first; k < min(first + BLOCK * SLICES, tile.k_end); k += SLICES) {
-            {% if bv %}let v = b[(b0 + k * p.ldb) >> 2u];
-            {% else %}let v = vec4<f32>({% for j in range(4) %}b[b{{ j }} + k * p.ldb]{{ ", " if j < 3 else "" }}{% endfor %});{% endif %}
+        let last = min(first + BLOCK * SLICES, tile.k_end);
+        var k = first;
+        // Four lines of B under way at a time.
+        for (; k + 3u * SLICES < last; k += 4u * SLICES) {
+            {% for kk in range(4) %}let v{{ kk }} = {{ b_quad("(k + " ~ kk ~ "u * SLICES)") }};
+            {% endfor %}
+            {% for r in range(rows) %}{% for kk in range(4) %}d{{ r }} += {{ a_one(r, "(k + " ~ kk ~ "u * SLICES)") }} * v{{ kk }};
+            {% endfor %}{% endfor %}
+        }
+        for (; k < last; k += SLICES) {
+            let v = {{ b_quad("k") }};
             {% for r in range(rows) %}d{{ r }} += {{ a_one(r, "k") }} * v;
             {% endfor %}
         }
@@ -114,7 +126,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
     for (var first = tile.k_begin + lane * 4u; first < whole; first += BLOCK * lanes * 4u) {
         {% for r in range(rows) %}var d{{ r }} = vec4<f32>(0.0);
         {% endfor %}
-        for (var k = first; k < min(first + BLOCK * lanes * 4u, whole); k += lanes * 4u) {
+        let last = min(first + BLOCK * lanes * 4u, whole);
+        for (var k = first; k < last; k += lanes * 4u) {
             {% if q8 %}let v = quant4(b0, k);
             {% elif bv %}let v = b[(b0 + k) >> 2u];
             {% else %}let v = vec4<f32>(b[b0 + k], b[b0 + k + 1u], b[b0 + k + 2u], b[b0 + k + 3u]);{% endif %}

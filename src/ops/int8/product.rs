@@ -190,11 +190,12 @@ impl Kernel for MatmulQ8Q8 {
         let m_cuts = cut(l, d.m, 16, &rows, 2.0 * (d.n * d.k) as f64)?;
         let columns = [d.k as u64, 4 * groups as u64];
         let whole = d.n as u64 * columns[0].max(columns[1]) <= l.caps.limits.max_binding;
+        #[allow(clippy::single_range_in_vec_init, reason = "the usual list of ranges has one")]
         let n_cuts = if whole { vec![0..d.n] } else { cut(l, d.n, 16, &columns, 0.0)? };
         let most = m_cuts.iter().map(|r| r.len()).max().unwrap_or(0);
         let (q_scratch, scale_scratch) = (l.scratch((most * stride) as u64), l.scratch(4 * most as u64));
         // Quads start on whole words, and no group ends inside one.
-        let aligned = d.k % 4 == 0 && (group % 4 == 0 || groups <= 1);
+        let aligned = d.k.is_multiple_of(4) && (group.is_multiple_of(4) || groups <= 1);
         // Few rows: invocations share a column's terms (alone on devices where barriers are slow).
         let slices = if d.m <= 4 && !l.caps.software { 16 } else { 1 };
         let packed = l.caps.features.packed_dot;

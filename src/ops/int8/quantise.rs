@@ -60,7 +60,7 @@ impl Kernel for Dequantize {
         let groups = columns.div_ceil(self.group);
         let bytes = [columns as u64, 4 * columns as u64, 4 * groups as u64];
         // A quad of one row and one group is written as a vec4.
-        let quads = columns % 4 == 0 && (self.group % 4 == 0 || groups == 1);
+        let quads = columns.is_multiple_of(4) && (self.group.is_multiple_of(4) || groups == 1);
         for r in l.chunks(rows, &bytes, columns as f64)? {
             let part = |bytes: u64| r.start as u64 * bytes..r.end as u64 * bytes;
             let binds = [

@@ -118,6 +118,7 @@ struct Matrix {
 }
 
 impl Lower<'_> {
+    #[allow(clippy::single_range_in_vec_init, reason = "the usual list of ranges has one")]
     fn parts(&self, l: &Lowering) -> Result<Vec<Part>, Unsupported> {
         let Dims { batch, m, n, k, a_batch, b_batch } = self.d;
         let (ta, tb) = (self.op.trans_a, self.op.trans_b);
@@ -169,7 +170,7 @@ impl Lower<'_> {
             };
             let size = l.input(input).dtype.bytes() as u64;
             let bind = l.read_part(Buf::In(input), size * elements.start as u64..size * elements.end as u64);
-            let quads = ld % 4 == 0 && across.start % 4 == 0 && !elements.is_empty();
+            let quads = ld.is_multiple_of(4) && across.start.is_multiple_of(4) && !elements.is_empty();
             Matrix { bind, ld, at: across.start, batch, trans, quads }
         };
         let (ta, tb) = (self.op.trans_a, self.op.trans_b);
@@ -193,7 +194,7 @@ impl Lower<'_> {
         let groups = k.div_ceil(group);
         let line = 4 * groups as u64;
         let bind = l.read_part(Buf::In(2), part.n.start as u64 * line..part.n.end as u64 * line);
-        let quads_in_group = group % 4 == 0 || groups == 1;
+        let quads_in_group = group.is_multiple_of(4) || groups == 1;
         let group = if groups == 1 { 0 } else { group };
         (vec![bind], groups, context! { q8 => 1, group, quads_in_group })
     }
@@ -269,7 +270,7 @@ impl Lower<'_> {
         };
         let (extra, epilogue) = self.epilogue(l, part, split.is_none() && part.last);
         let by_row = !b.trans || !matches!(self.variant, Variant::Tiled { .. });
-        let cv = self.d.n % 4 == 0 && by_row;
+        let cv = self.d.n.is_multiple_of(4) && by_row;
         if matches!(self.variant, Variant::Subgroup(_)) && a.trans {
             a.quads = false; // each lane reads a row of its own
         }
@@ -306,7 +307,7 @@ impl Lower<'_> {
         let Some((scratch, _)) = self.scratch else { return Ok(()) };
         let rows = self.rows(part);
         let (extra, epilogue) = self.epilogue(l, part, part.last);
-        let quads = self.d.n % 4 == 0;
+        let quads = self.d.n.is_multiple_of(4);
         let width = if quads { 4 } else { 1 };
         let count = rows.len() / width;
         let out = l.write_part(Buf::Out(0), 4 * rows.start as u64..4 * rows.end as u64);
@@ -367,6 +368,7 @@ impl Lower<'_> {
 }
 
 /// Cuts `0..n` into ranges of whole tiles (of four lines where a tile does not fit a binding).
+#[allow(clippy::single_range_in_vec_init, reason = "the usual list of ranges has one")]
 pub(in crate::ops) fn cut(l: &Lowering, n: usize, tile: usize, bytes: &[u64], flops: f64) -> Result<Vec<Range<usize>>, Unsupported> {
     let cut = |unit: usize| {
         let bytes: Vec<u64> = bytes.iter().map(|b| b * unit as u64).collect();
