@@ -1,8 +1,14 @@
 //! The command line: one file per command. A command parses, calls the library and prints; it holds no mathematics.
 
+pub mod checkpoint;
+pub mod completions;
 pub mod data;
 pub mod devices;
+pub mod eval;
+pub mod generate;
+pub mod report;
 pub mod tokenizer;
+pub mod train;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +26,12 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Train a model; watch it; stop and resume it
+    Train(train::Args),
+    /// Continue a text with a trained model
+    Generate(generate::Args),
+    /// Loss, perplexity and bits per byte of a trained model, beside the best n-gram
+    Eval(eval::Args),
     /// Generate, check and describe training corpora
     Data(data::Args),
     /// List the GPUs and the CPU, what they can do, and which one is used
@@ -28,11 +40,17 @@ pub enum Command {
     Tokenizer(tokenizer::Args),
     /// Check every operator on this machine's devices against the f64 reference
     Verify(verify::Args),
+    /// Shell completions and manual pages
+    Completions(completions::Args),
 }
 
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Train(args) => train::run(args, cli.json),
+        Command::Generate(args) => generate::run(args, cli.json),
+        Command::Eval(args) => eval::run(args, cli.json),
+        Command::Completions(args) => completions::run(args, cli.json),
         Command::Data(args) => data::run(args, cli.json),
         Command::Devices(args) => devices::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),

@@ -70,10 +70,18 @@ impl Graph {
 
     /// Runs `f` with `name` appended to the names of the nodes it writes.
     pub fn scoped<T>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.scope.push(name.into());
+        self.enter(name);
         let result = f(self);
-        self.scope.pop();
+        self.leave();
         result
+    }
+
+    /// Appends `name` to the names of the nodes written until `leave`.
+    pub fn enter(&mut self, name: &str) {
+        self.scope.push(name.into());
+    }
+    pub fn leave(&mut self) {
+        self.scope.pop();
     }
 
     /// The dotted name of `leaf` in the current scope.
@@ -156,6 +164,15 @@ impl Graph {
     /// Lets the host read `v` under `name` after a run.
     pub fn output(&mut self, name: &str, v: Value) {
         self.outputs.push((name.into(), v));
+    }
+
+    pub fn outputs(&self) -> &[(String, Value)] {
+        &self.outputs
+    }
+
+    /// Drops the outputs that `keep` refuses by name.
+    pub fn retain_outputs(&mut self, keep: impl Fn(&str) -> bool) {
+        self.outputs.retain(|(n, _)| keep(n));
     }
 
     /// After the run, `variable` holds `value`.

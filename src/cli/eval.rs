@@ -1,0 +1,102 @@
+//! `lynx-gpu eval`: loss, perplexity and bits per byte of a trained model on a split, beside the best n-gram.
+
+use super::checkpoint::{Opened, newest_run};
+use crate::data::{Cache, EvalBatches, TokenSplit, ngram};
+use crate::device::choose;
+use crate::train::data::Prepared;
+use crate::train::model::{EvalSum, TrainModel};
+use crate::{Error, Result};
+use serde_json::json;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Split {
+    Train,
+    Val,
+    Test,
+}
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run folder or checkpoint (default: the newest run under runs/)
+    model: Option<PathBuf>,
+    /// Which part of the data
+    #[arg(long, value_enum, default_value = "val")]
+    split: Split,
+    /// Another UTF-8 text file (all of it is scored)
+    #[arg(long, value_name = "FILE", conflicts_with = "split")]
+    data: Option<PathBuf>,
+    /// Sequences per batch (default: the run's)
+    #[arg(long)]
+    batch: Option<usize>,
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// The last checkpoint instead of the best
+    #[arg(long)]
+    last: bool,
+    /// Leave the n-gram baseline out
+    #[arg(long)]
+    no_ngram: bool,
+}
+
+pub fn run(args: Args, json: bool) -> Result<()> {
+    let path = match &args.model {
+        Some(path) => path.clone(),
+        None => newest_run()?,
+    };
+    let opened = Opened::find(&path, args.last)?;
+    let mut config = opened.config.clone();
+    let data = Prepared::new(&mut config, Some(opened.tokenizer.clone()), &Cache::from_environment())?;
+    let (name, split) = chosen_split(&args, &opened, &data)?;
+    let chosen = choose::choose(&args.device)?;
+    let mut session = opened.session(chosen.device)?;
+    let batch = args.batch.unwrap_or(opened.config.train.batch_size);
+    let batches = EvalBatches::new(split.clone(), batch, opened.config.model.context())?;
+    let mut sum = EvalSum::default();
+    for index in 0..batches.len() {
+        let part = session.evaluate(&batches.batch(index))?;
+        sum.nll += part.nll;
+        sum.tokens += part.tokens;
+    }
+    if sum.tokens == 0 {
+        return Err(Error::Data(format!("the {name} split has nothing to score; choose another --split")));
+    }
+    let loss = sum.nll / sum.tokens as f64;
+    let baseline = match args.no_ngram {
+        true => None,
+        false => Some(ngram::best_ngram(&data.corpus.train, &split, data.corpus.vocab_size)?),
+    };
+    let (perplexity, bits) = (loss.exp(), split.bits_per_byte(loss));
+    if json {
+        return super::report::emit(&json!({
+            "run": path, "checkpoint_step": opened.step, "split": name, "tokens": sum.tokens, "loss": loss,
+            "perplexity": perplexity, "bits_per_byte": bits, "device": session.device().name(), "ngram": baseline,
+            "beats_ngram": baseline.as_ref().map(|b| perplexity < b.perplexity),
+        }));
+    }
+    println!("{} (step {}), {name}: {} tokens on {}", path.display(), opened.step, sum.tokens, session.device().name());
+    println!("{:<22} {:>10} {:>12} {:>10}", "", "loss", "perplexity", "bits/byte");
+    println!("{:<22} {loss:>10.4} {perplexity:>12.3} {bits:>10.4}", "model");
+    for row in baseline.iter().flat_map(|b| &b.table) {
+        let mark = if baseline.as_ref().is_some_and(|b| b.n == row.n) { "  best" } else { "" };
+        let label = format!("{}-gram", row.n);
+        println!("{label:<22} {:>10.4} {:>12.3} {:>10.4}{mark}", row.nats_per_token, row.perplexity, row.bits_per_byte);
+    }
+    Ok(())
+}
+
+fn chosen_split(args: &Args, opened: &Opened, data: &Prepared) -> Result<(String, Arc<TokenSplit>)> {
+    if let Some(path) = &args.data {
+        // Read as running text, whatever the run was trained on.
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let tokens = opened.tokenizer.encode(&text)?;
+        let name = path.display().to_string();
+        return Ok((name.clone(), Arc::new(TokenSplit::stream(&name, tokens))));
+    }
+    Ok(match args.split {
+        Split::Train => ("train".into(), data.corpus.train.clone()),
+        Split::Val => ("val".into(), data.corpus.val.clone()),
+        Split::Test => ("test".into(), data.corpus.test.clone()),
+    })
+}

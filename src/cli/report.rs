@@ -1,0 +1,123 @@
+//! Tables that several commands print.
+
+use crate::data::ngram::BestNGram;
+use crate::models::session::PlanReport;
+use crate::train::outcome::Outcome;
+use crate::train::run_dir::RunDir;
+use crate::{Error, Result};
+use serde_json::json;
+
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1024 => format!("{n} B"),
+        1024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}
+
+/// 12,345,678
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// 1.23 G, 45.6 M
+pub fn si(x: f64) -> String {
+    let units = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")];
+    match units.iter().find(|(u, _)| x >= *u) {
+        Some((u, name)) => format!("{:.3} {name}", x / u),
+        None => format!("{x:.0} "),
+    }
+}
+
+/// Writes JSON to stdout.
+pub fn emit(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Failed(format!("cannot write JSON: {e}")))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// The dry run: parameters, memory plan, cost of a step.
+pub fn plan(report: &PlanReport, json: bool) -> Result<()> {
+    if json {
+        return emit(report);
+    }
+    println!("{} on {}\n", report.summary, report.device);
+    let width = report.tensors.iter().map(|t| t.name.len()).max().unwrap_or(0).max(9);
+    println!("{:width$}  {:>16}  {:>12}  decay", "parameter", "shape", "count");
+    for t in &report.tensors {
+        let shape = t.shape.iter().map(|d| d.to_string()).collect::<Vec<_>>().join(" x ");
+        let decays = if t.decays { "yes" } else { "no" };
+        println!("{:width$}  {shape:>16}  {:>12}  {decays}", t.name, grouped(t.parameters as u64));
+    }
+    println!("{:width$}  {:>16}  {:>12}\n", "total", "", grouped(report.parameters as u64));
+    println!("memory plan");
+    for (name, n) in report.memory_lines() {
+        println!("  {name:<22} {:>12}  {:>16}", bytes(n), grouped(n));
+    }
+    match report.available_bytes {
+        Some(have) => {
+            let share = 100.0 * report.total_bytes as f64 / have as f64;
+            println!("  {:<22} {:>12}  ({share:.2} % would be used)", "device has free", bytes(have));
+        }
+        None => println!("  {:<22} {:>12}", "device has free", "not told"),
+    }
+    let c = &report.cost;
+    println!("\none step: {} tokens, {}FLOP, {}B moved ({:.1} FLOP/B), {} kernels", report.tokens_per_step, si(c.flops), si(c.bytes()), c.flops / c.bytes().max(1.0), report.nodes);
+    for p in &report.passes {
+        println!("passes: {} dead, {} common, {} fused, {} absorbed", p.dead, p.common, p.fused, p.absorbed);
+    }
+    for line in &report.split {
+        println!("split: {line}");
+    }
+    for line in &report.fallback {
+        println!("runs on the CPU: {line}");
+    }
+    Ok(())
+}
+
+/// The end of a training run, against the best n-gram on the same split.
+pub fn outcome(outcome: &Outcome, baseline: &BestNGram, run: &RunDir, json: bool) -> Result<()> {
+    let best = outcome.best.map(|b| b.loss);
+    let last = outcome.validation.map(|v| v.loss);
+    let loss = match (best, last) {
+        (Some(b), Some(l)) => Some(b.min(l)),
+        (b, l) => b.or(l),
+    };
+    let perplexity = loss.map(f64::exp);
+    let wins = perplexity.map(|p| p < baseline.perplexity);
+    if json {
+        // One line, after the lines of the steps: standard output is JSON lines throughout.
+        let line = json!({
+            "kind": "outcome",
+            "outcome": outcome,
+            "best_validation_loss": loss,
+            "best_validation_perplexity": perplexity,
+            "ngram": baseline,
+            "beats_ngram": wins,
+            "run": run.path(),
+        });
+        println!("{line}");
+        return Ok(());
+    }
+    println!("{}", outcome.summary());
+    if let Some(p) = perplexity {
+        let verdict = if p < baseline.perplexity { "the model wins" } else { "the n-gram wins" };
+        let (n, q) = (baseline.n, baseline.perplexity);
+        println!("perplexity {p:.3} against {q:.3} of the best n-gram (n = {n}) on the same split: {verdict}");
+    }
+    let samples = std::fs::read_to_string(run.file("samples.txt")).unwrap_or_default();
+    if let Some(last) = samples.trim_end().rsplit("\n\n").next().filter(|s| !s.trim().is_empty()) {
+        println!("\nsample\n{}\n", last.trim());
+    }
+    println!("use it: lynx-gpu generate {}", run.path().display());
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! `lynx-gpu train`: trains a model and shows it happening.
+
+use crate::config::Config;
+use crate::data::ngram;
+use crate::device::choose;
+use crate::data::Cache;
+use crate::models::setup;
+use crate::train::checkpoint::{ModelFiles, Which};
+use crate::train::data::Prepared;
+use crate::train::model::TrainModel;
+use crate::train::observer::{Console, JsonLines, Observer};
+use crate::train::run_dir::RunDir;
+use crate::train::signals::Control;
+use crate::train::trainer::{Start, Training};
+use crate::train::tui::Tui;
+use crate::{Error, Result};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Preset or TOML file (default: minigpt, which trains on the built-in corpus in minutes)
+    #[arg(short, long, alias = "preset", default_value = "minigpt", value_name = "PRESET|FILE")]
+    config: String,
+    /// Change one setting, as in `--set train.steps=500`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Train on this UTF-8 text file instead of the configured data
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// auto, cpu, gpu, gpu:N or part of a device's name
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Folder of the run (default: runs/TIME-PRESET)
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with the run in this folder
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "data", "out"])]
+    resume: Option<PathBuf>,
+    /// With --resume: from the best checkpoint instead of the last
+    #[arg(long, requires = "resume")]
+    best: bool,
+    /// Print parameters, memory plan and cost of a step, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Write the graph of the training step to this file (.dot or .json); with --dry-run nothing is trained
+    #[arg(long, value_name = "FILE")]
+    graph: Option<PathBuf>,
+    /// A dashboard in the terminal instead of lines
+    #[arg(long)]
+    tui: bool,
+}
+
+pub fn run(args: Args, json: bool) -> Result<()> {
+    let sets = overrides(&args);
+    let mut start = Start::Fresh;
+    let (mut config, name, mut run) = match &args.resume {
+        Some(folder) => {
+            let (run, config) = RunDir::open(folder, &sets)?;
+            start = Start::Resume(if args.best { Which::Best } else { Which::Last });
+            (config, String::new(), Some(run))
+        }
+        None => {
+            let (config, name) = Config::load(&args.config, &sets)?;
+            (config, name, None)
+        }
+    };
+    if config.run.threads > 0 {
+        kernels_cpu::threads::set_threads(config.run.threads);
+    }
+    let chosen = choose::choose(&config.run.device)?;
+    eprintln!("device: {}", chosen.reason);
+    let saved_tokenizer = match &run {
+        Some(run) => super::checkpoint::tokenizer_of(run.path())?,
+        None => None,
+    };
+    let data = Prepared::new(&mut config, saved_tokenizer, &Cache::from_environment())?;
+    let mut session = setup::training_session(&config, &data.tokenizer, chosen.device)?;
+    if let Some(path) = &args.graph {
+        super::write_graph(&session, path)?;
+    }
+    if args.dry_run {
+        return super::report::plan(&session.report(), json);
+    }
+    let mut train = data.train_batches(&config)?;
+    let mut validation = data.validation_batches(&config)?;
+    let mut run = match run.take() {
+        Some(run) => run,
+        None => RunDir::create(&config, &name)?,
+    };
+    let control = Arc::new(Control::default());
+    control.listen_to_signals()?;
+    let mut observers: Vec<Box<dyn Observer>> = Vec::new();
+    if args.tui {
+        observers.push(Box::new(Tui::start(control.clone())?));
+    } else if json {
+        observers.push(Box::new(JsonLines::new(std::io::stdout())));
+    } else {
+        observers.push(Box::new(Console::new()));
+    }
+    let files = ModelFiles {
+        config_json: serde_json::to_string_pretty(&config.model).unwrap_or_default(),
+        tokenizer_json: data.tokenizer.to_huggingface_json(),
+    };
+    let training = Training {
+        config: &config,
+        model: &mut session,
+        train: &mut train,
+        validation: &mut validation,
+        run: &mut run,
+        files,
+        control,
+        observers,
+    };
+    let outcome = training.run(start)?.into_result()?;
+    let baseline = ngram::best_ngram(&data.corpus.train, &data.corpus.val, data.corpus.vocab_size)?;
+    super::report::outcome(&outcome, &baseline, &run, json)
+}
+
+/// Flags as settings, so that the run's config.toml holds everything.
+fn overrides(args: &Args) -> Vec<String> {
+    let mut sets = Vec::new();
+    if let Some(path) = &args.data {
+        sets.push(format!("data.source={}", path.display()));
+    }
+    sets.extend(args.set.iter().cloned());
+    if let Some(device) = &args.device {
+        sets.push(format!("run.device={device}"));
+    }
+    if let Some(out) = &args.out {
+        let root = out.parent().filter(|p| !p.as_os_str().is_empty()).map_or(".".into(), |p| p.display().to_string());
+        let name = out.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        sets.push(format!("run.root={root}"));
+        sets.push(format!("run.name={name}"));
+    }
+    sets
+}

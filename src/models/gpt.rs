@@ -1,0 +1,155 @@
+//! The gpt family: a pre-norm decoder-only transformer written from a `GptConfig`. Weights carry Hugging Face's names for
+//! the Llama layout, so a checkpoint reads like one.
+
+use super::LanguageModel;
+use crate::Result;
+use crate::config::gpt::{GptConfig, Init as Scheme, Positions, RopeLayout};
+use crate::graph::Value;
+use crate::nn::{Attention, Builder, Init, sinusoidal_table};
+use crate::ops::rope::{Layout, rope_tables};
+
+pub struct Gpt {
+    config: GptConfig,
+}
+
+impl Gpt {
+    /// `config` must be resolved and valid, with `vocab_size` set.
+    pub fn new(config: GptConfig) -> Result<Self> {
+        config.validate()?;
+        if config.vocab_size == 0 {
+            return Err(crate::Error::Config("model.vocab_size is not known yet: it comes from the tokenizer".into()));
+        }
+        let mut config = config;
+        config.resolve();
+        Ok(Gpt { config })
+    }
+
+    pub fn config(&self) -> &GptConfig {
+        &self.config
+    }
+
+    fn embedding_init(&self) -> Init {
+        Init::Normal(0.02)
+    }
+    fn attention_init(&self) -> Init {
+        match self.config.init {
+            Scheme::Gpt2 => Init::Normal(0.02),
+            Scheme::Xavier => Init::Normal(1.0 / (self.config.width as f64).sqrt()),
+        }
+    }
+    fn feed_forward_init(&self, inputs: usize, outputs: usize) -> Init {
+        match self.config.init {
+            Scheme::Gpt2 => Init::Normal(0.02),
+            Scheme::Xavier => Init::Uniform((6.0 / (inputs + outputs) as f64).sqrt()),
+        }
+    }
+    /// The two projections that end a residual branch.
+    fn branch_end(&self, otherwise: Init) -> Init {
+        match self.config.init {
+            Scheme::Gpt2 => Init::Normal(0.02 / (2.0 * self.config.layers as f64).sqrt()),
+            Scheme::Xavier => otherwise,
+        }
+    }
+
+    fn norm(&self, b: &mut Builder, name: &str, x: Value) -> Result<Value> {
+        let c = &self.config;
+        b.norm(name, x, c.norm, c.norm_bias, c.norm_eps)
+    }
+
+    fn embed(&self, b: &mut Builder, tokens: Value) -> Result<Value> {
+        let c = &self.config;
+        let time = b.graph.shape(tokens)[1];
+        let table = self.token_table(b)?;
+        let x = b.graph.embedding(table, tokens)?;
+        let x = match c.positions {
+            Positions::Learned => {
+                let init = self.embedding_init();
+                let table = b.scoped("embed_positions", |b| b.parameter("weight", &[c.context, c.width], init))?;
+                let rows = if time < c.context { b.graph.slice(table, 0, 0, time)? } else { table };
+                b.graph.add(x, rows)?
+            }
+            Positions::Sinusoidal => {
+                let table = b.table(&[time, c.width], sinusoidal_table(time, c.width));
+                b.graph.add(x, table)?
+            }
+            Positions::None | Positions::Rope => x,
+        };
+        b.dropout("embed_dropout", x)
+    }
+
+    fn token_table(&self, b: &mut Builder) -> Result<Value> {
+        let shape = [self.config.vocab_size, self.config.width];
+        b.scoped("embed_tokens", |b| b.parameter("weight", &shape, self.embedding_init()))
+    }
+
+    fn block(&self, b: &mut Builder, x: Value, rope: Option<(Value, Value, Layout)>) -> Result<Value> {
+        let c = &self.config;
+        let attention = Attention {
+            width: c.width,
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            bias: c.attention_bias,
+            window: c.window,
+            rope,
+            init: self.attention_init(),
+            output_init: self.branch_end(self.attention_init()),
+        };
+        let h = self.norm(b, "input_layernorm", x)?;
+        let h = b.scoped("self_attn", |b| attention.write(b, h))?;
+        let h = b.dropout("attention_dropout", h)?;
+        let x = b.graph.add(x, h)?;
+        let h = self.norm(b, "post_attention_layernorm", x)?;
+        let down = self.branch_end(self.feed_forward_init(c.ff_width, c.width));
+        let init = |i, o| self.feed_forward_init(i, o);
+        let h = b.scoped("mlp", |b| b.feed_forward(h, c.width, c.ff_width, c.ff_kind, c.ff_bias, init, down))?;
+        let h = b.dropout("mlp_dropout", h)?;
+        b.graph.add(x, h)
+    }
+}
+
+impl LanguageModel for Gpt {
+    fn summary(&self) -> String {
+        let c = &self.config;
+        let (l, h, w, t, v) = (c.layers, c.heads, c.width, c.context, c.vocab_size);
+        format!("gpt: {l} layers, {h} heads, width {w}, context {t}, vocabulary {v}")
+    }
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+    fn context(&self) -> usize {
+        self.config.context
+    }
+    fn dropout(&self) -> f64 {
+        self.config.dropout
+    }
+
+    fn hidden(&self, b: &mut Builder, tokens: Value) -> Result<Value> {
+        let c = &self.config;
+        let time = b.graph.shape(tokens)[1];
+        b.scoped("model", |b| {
+            let mut x = self.embed(b, tokens)?;
+            let rope = (c.positions == Positions::Rope).then(|| {
+                let d = c.head_dim();
+                let (cos, sin) = rope_tables(time, d, c.rope_base);
+                let layout = match c.rope_layout {
+                    RopeLayout::Interleaved => Layout::Interleaved,
+                    RopeLayout::HalfSplit => Layout::HalfSplit,
+                };
+                (b.table(&[time, d / 2], cos), b.table(&[time, d / 2], sin), layout)
+            });
+            for i in 0..c.layers {
+                x = b.scoped(&format!("layers.{i}"), |b| self.block(b, x, rope))?;
+            }
+            self.norm(b, "norm", x)
+        })
+    }
+
+    fn head(&self, b: &mut Builder, hidden: Value) -> Result<Value> {
+        let c = &self.config;
+        if c.tied_head {
+            let table = b.scoped("model", |b| self.token_table(b))?;
+            return b.graph.matmul_t(hidden, table, false, true);
+        }
+        b.linear("lm_head", hidden, c.vocab_size, false, self.embedding_init())
+    }
+}

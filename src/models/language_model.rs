@@ -1,0 +1,31 @@
+//! What a language model is to the trainer, the evaluator and the generator.
+
+use crate::Result;
+use crate::graph::Value;
+use crate::nn::{Builder, Parameter};
+
+pub trait LanguageModel: Send {
+    /// One line, for example "gpt, 2 layers, width 64".
+    fn summary(&self) -> String;
+    fn vocab_size(&self) -> usize;
+    /// Longest sequence in tokens.
+    fn context(&self) -> usize;
+    /// Probability of dropping an element in training.
+    fn dropout(&self) -> f64;
+
+    /// tokens i32 [B, T] to the last hidden state [B, T, width], after the final norm.
+    fn hidden(&self, b: &mut Builder, tokens: Value) -> Result<Value>;
+    /// Hidden states [N, width] to logits [N, vocabulary].
+    fn head(&self, b: &mut Builder, hidden: Value) -> Result<Value>;
+
+    /// The weights, with how they start.
+    fn parameters(&self) -> Result<Vec<Parameter>> {
+        let mut b = Builder::default();
+        let tokens = b.tokens("tokens", &[1, 1]);
+        let hidden = self.hidden(&mut b, tokens)?;
+        let width = b.graph.shape(hidden)[2];
+        let flat = b.graph.reshape(hidden, &[1, width])?;
+        self.head(&mut b, flat)?;
+        Ok(b.parameters)
+    }
+}

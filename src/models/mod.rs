@@ -1,0 +1,8 @@
+//! Models: functions that write graphs from a config, and what trains and runs them on a device.
+
+pub mod gpt;
+pub mod language_model;
+pub mod session;
+
+pub use language_model::LanguageModel;
+pub use session::Session;

@@ -1,0 +1,350 @@
+//! A language model on a device: its weights and optimiser state in the device's memory, and the plans that train it,
+//! evaluate it and sample from it. Implements what the training loop asks (`train::model::TrainModel`).
+
+pub mod graphs;
+mod report;
+
+pub use report::{PlanReport, TensorRow};
+
+use super::LanguageModel;
+use crate::config::OptimizerConfig;
+use crate::device::{Device, Executable, Store};
+use crate::graph::Plan;
+use crate::infer::{Generation, Sampling};
+use crate::nn::Parameter;
+use crate::tensor::{HostData, HostTensor};
+use crate::tokenizer::Tokenizer;
+use crate::train::model::{
+    Batch, EvalSum, ModelInfo, ModelState, NamedTensor, SampleRequest, StateLayout, StepInfo, StepStats, TensorData,
+    TensorSpec, TensorType, TrainModel,
+};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+
+/// A plan and its executable.
+struct Ready {
+    plan: Plan,
+    run: Box<dyn Executable>,
+}
+
+pub struct Session {
+    model: Box<dyn LanguageModel>,
+    tokenizer: Tokenizer,
+    optimizer: OptimizerConfig,
+    device: Device,
+    store: Store,
+    parameters: Vec<Parameter>,
+    /// Sequences and tokens per sequence of a training micro-batch.
+    shape: (usize, usize),
+    accumulation: usize,
+    /// One plan when a step is one micro-batch; else one that adds a micro-batch's gradients and one that applies them.
+    step: Vec<Ready>,
+    /// By (batch, context).
+    evaluation: BTreeMap<(usize, usize), Ready>,
+    generation: Option<Ready>,
+}
+
+impl Session {
+    /// Plans the training step, allocates its memory and starts the weights from `seed`.
+    pub fn for_training(
+        model: Box<dyn LanguageModel>,
+        tokenizer: Tokenizer,
+        optimizer: OptimizerConfig,
+        device: Device,
+        shape: (usize, usize),
+        accumulation: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let mut session = Self::for_inference(model, tokenizer, optimizer, device, seed)?;
+        (session.shape, session.accumulation) = (shape, accumulation);
+        for plan in session.training_plans()? {
+            let run = plan.prepare(&mut session.store)?;
+            session.step.push(Ready { plan, run });
+        }
+        Ok(session)
+    }
+
+    /// The weights only, started from `seed`: to evaluate and to generate.
+    pub fn for_inference(
+        model: Box<dyn LanguageModel>,
+        tokenizer: Tokenizer,
+        optimizer: OptimizerConfig,
+        device: Device,
+        seed: u64,
+    ) -> Result<Self> {
+        if tokenizer.vocab_size() > model.vocab_size() {
+            let (need, have) = (tokenizer.vocab_size(), model.vocab_size());
+            return Err(Error::Config(format!(
+                "the tokenizer has {need} tokens, the model's vocabulary is {have}; set model.vocab_size to at least {need} (or 0)"
+            )));
+        }
+        let parameters = model.parameters()?;
+        let mut store = Store::new(&device);
+        for p in &parameters {
+            store.declare(&p.name, &crate::tensor::TensorType::f32(&p.shape))?;
+            store.write(&p.name, &p.initial(seed))?;
+        }
+        let (evaluation, step) = (BTreeMap::new(), Vec::new());
+        let (shape, accumulation, generation) = ((1, model.context()), 1, None);
+        Ok(Session {
+            model,
+            tokenizer,
+            optimizer,
+            device,
+            store,
+            parameters,
+            shape,
+            accumulation,
+            step,
+            evaluation,
+            generation,
+        })
+    }
+
+    fn training_plans(&self) -> Result<Vec<Plan>> {
+        let (model, optimizer) = (self.model.as_ref(), &self.optimizer);
+        if self.accumulation == 1 {
+            return Ok(vec![Plan::new(&graphs::whole_step(model, optimizer, self.shape)?)?]);
+        }
+        let micro = graphs::micro_step(model, self.shape)?;
+        let apply = graphs::apply_step(&self.parameters, optimizer)?;
+        Ok(vec![Plan::new(&micro)?, Plan::new(&apply)?])
+    }
+
+    pub fn model(&self) -> &dyn LanguageModel {
+        self.model.as_ref()
+    }
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+    /// The plans of a training step, as they run on the device.
+    pub fn plans(&self) -> impl Iterator<Item = &Plan> {
+        self.step.iter().map(|r| &r.plan)
+    }
+    /// What the device runs differently from what was asked (fallbacks, splits).
+    pub fn notes(&self) -> Vec<crate::device::ExecutionNotes> {
+        self.step.iter().map(|r| r.run.notes()).collect()
+    }
+    /// Bytes allocated by the training plans.
+    pub fn allocated_bytes(&self) -> Vec<u64> {
+        self.step.iter().map(|r| r.run.allocated_bytes()).collect()
+    }
+
+    fn check_batch(&self, batch: &Batch) -> Result<()> {
+        let vocabulary = self.model.vocab_size() as i32;
+        let ids = batch.inputs.iter().chain(batch.targets.iter().filter(|t| **t != Batch::IGNORE));
+        if let Some(id) = ids.copied().find(|id| *id < 0 || *id >= vocabulary) {
+            return Err(Error::Data(format!(
+                "token {id} is outside the model's vocabulary of {vocabulary}: tokenizer and model do not belong together"
+            )));
+        }
+        Ok(())
+    }
+
+    fn write_batch(run: &mut dyn Executable, batch: &Batch, inverse: f64, rng: Option<[u32; 3]>) -> Result<()> {
+        let shape = [batch.batch, batch.context];
+        run.write_input("tokens", &HostTensor::i32(&shape, batch.inputs.clone()))?;
+        run.write_input("targets", &HostTensor::i32(&shape, batch.targets.clone()))?;
+        run.write_input("inverse_tokens", &HostTensor::scalar(inverse as f32))?;
+        if let Some(words) = rng {
+            run.write_input("rng", &HostTensor::u32(&[3], words.to_vec()))?;
+        }
+        Ok(())
+    }
+
+    /// Seed and counter of dropout's random numbers: every micro-batch has its own.
+    fn rng(&self, info: &StepInfo, micro: usize) -> Option<[u32; 3]> {
+        let counter = info.step.wrapping_mul(self.accumulation as u64).wrapping_add(micro as u64);
+        (self.model.dropout() > 0.0).then_some([info.seed as u32, (info.seed >> 32) as u32, counter as u32])
+    }
+
+    fn scalar(run: &mut dyn Executable, name: &str) -> Result<f64> {
+        Ok(run.read_output(name)?.to_f64().data[0])
+    }
+
+    /// The logits that follow `tokens` (1 to `context` of them).
+    pub fn next_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let context = self.model.context();
+        if tokens.is_empty() || tokens.len() > context {
+            return Err(Error::Data(format!("{} tokens do not fit the context of 1 to {context}", tokens.len())));
+        }
+        if self.generation.is_none() {
+            let plan = Plan::new(&graphs::generation(self.model.as_ref())?)?;
+            let run = plan.prepare(&mut self.store)?;
+            self.generation = Some(Ready { plan, run });
+        }
+        let Some(ready) = &mut self.generation else { unreachable!("made above") };
+        let mut ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
+        ids.resize(context, 0);
+        ready.run.write_input("tokens", &HostTensor::i32(&[1, context], ids))?;
+        ready.run.write_input("position", &HostTensor::i32(&[1], vec![tokens.len() as i32 - 1]))?;
+        ready.run.run()?;
+        let logits = ready.run.read_output("logits")?;
+        Ok(logits.as_f32().map(<[f32]>::to_vec).unwrap_or_default())
+    }
+
+    /// Continues `prompt`; `on_text` gets each piece of text as soon as its bytes are whole characters. Stops at a boundary
+    /// token, after `tokens` tokens, or when `on_text` returns false.
+    pub fn generate(
+        &mut self,
+        prompt: &str,
+        tokens: usize,
+        sampling: &Sampling,
+        mut on_text: impl FnMut(&str) -> bool,
+    ) -> Result<Generation> {
+        crate::infer::generate(self, prompt, tokens, sampling, &mut on_text)
+    }
+
+    fn optimizer_names(&self) -> Vec<(String, usize)> {
+        let kinds = graphs::optimizer_slots(&self.optimizer);
+        let of = |(i, p): (usize, &Parameter)| kinds.iter().map(|k| (format!("{k}.{}", p.name), i)).collect::<Vec<_>>();
+        self.parameters.iter().enumerate().flat_map(of).collect()
+    }
+
+    fn train_whole(&mut self, batch: &Batch, info: &StepInfo) -> Result<StepStats> {
+        let rng = self.rng(info, 0);
+        let ready = &mut self.step[0];
+        let run = ready.run.as_mut();
+        Self::write_batch(run, batch, 1.0 / info.target_tokens as f64, rng)?;
+        graphs::write_hyper(run, &self.optimizer, info)?;
+        run.run()?;
+        Ok(StepStats { loss: Self::scalar(run, "loss")?, grad_norm: Self::scalar(run, "grad_norm")? })
+    }
+
+    fn train_accumulated(&mut self, batches: &[Batch], info: &StepInfo) -> Result<StepStats> {
+        let mut loss = 0.0;
+        for (i, batch) in batches.iter().enumerate() {
+            let rng = self.rng(info, i);
+            let run = self.step[0].run.as_mut();
+            Self::write_batch(run, batch, 1.0 / info.target_tokens as f64, rng)?;
+            // The first micro-batch starts the sums afresh.
+            run.write_input("keep", &HostTensor::scalar(if i == 0 { 0.0 } else { 1.0 }))?;
+            run.run()?;
+            loss += Self::scalar(run, "loss")?;
+        }
+        let run = self.step[1].run.as_mut();
+        graphs::write_hyper(run, &self.optimizer, info)?;
+        // A loss that is not a number must not change the weights even if the gradients are.
+        run.write_input("loss", &HostTensor::scalar(loss as f32))?;
+        run.run()?;
+        Ok(StepStats { loss, grad_norm: Self::scalar(run, "grad_norm")? })
+    }
+
+    fn read_named(&self, names: impl Iterator<Item = String>) -> Result<Vec<NamedTensor>> {
+        names
+            .map(|name| {
+                let t = self.store.read(&name)?;
+                let data = match t.data {
+                    HostData::F32(v) => TensorData::F32(v),
+                    HostData::I32(v) => TensorData::I32(v),
+                    HostData::U32(v) => TensorData::U32(v),
+                    HostData::I8(_) => return Err(Error::Checkpoint(format!("'{name}' is int8, which training does not use"))),
+                };
+                Ok(NamedTensor { name, shape: t.shape, data })
+            })
+            .collect()
+    }
+}
+
+impl TrainModel for Session {
+    fn info(&self) -> ModelInfo {
+        let report = self.report();
+        ModelInfo {
+            summary: self.model.summary(),
+            parameters: self.parameters.iter().map(|p| p.elements() as u64).sum(),
+            device: self.device.name(),
+            memory: report.memory_lines(),
+            roof_tokens_per_second: None,
+        }
+    }
+
+    fn train_step(&mut self, batches: &[Batch], info: &StepInfo) -> Result<StepStats> {
+        batches.iter().try_for_each(|b| self.check_batch(b))?;
+        match batches {
+            [batch] if self.accumulation == 1 => self.train_whole(batch, info),
+            _ if batches.len() == self.accumulation => self.train_accumulated(batches, info),
+            _ => Err(Error::Graph(format!("{} micro-batches for a step of {}", batches.len(), self.accumulation))),
+        }
+    }
+
+    fn evaluate(&mut self, batch: &Batch) -> Result<EvalSum> {
+        self.check_batch(batch)?;
+        let key = (batch.batch, batch.context);
+        if !self.evaluation.contains_key(&key) {
+            let plan = Plan::new(&graphs::evaluation(self.model.as_ref(), key)?)?;
+            let run = plan.prepare(&mut self.store)?;
+            self.evaluation.insert(key, Ready { plan, run });
+        }
+        let Some(ready) = self.evaluation.get_mut(&key) else { unreachable!("made above") };
+        Self::write_batch(ready.run.as_mut(), batch, 1.0, None)?;
+        ready.run.run()?;
+        // Summed on the host in f64: the same order on every device.
+        let nll: f64 = ready.run.read_output("nll")?.to_f64().data.iter().sum();
+        Ok(EvalSum { nll, tokens: batch.target_tokens() })
+    }
+
+    fn layout(&self) -> StateLayout {
+        let spec = |name: String, shape: &[usize]| TensorSpec { name, shape: shape.to_vec(), dtype: TensorType::F32 };
+        StateLayout {
+            weights: self.parameters.iter().map(|p| spec(p.name.clone(), &p.shape)).collect(),
+            optimizer: self.optimizer_names().into_iter().map(|(n, i)| spec(n, &self.parameters[i].shape)).collect(),
+        }
+    }
+
+    fn state(&mut self) -> Result<ModelState> {
+        Ok(ModelState {
+            weights: self.read_named(self.parameters.iter().map(|p| p.name.clone()))?,
+            optimizer: self.read_named(self.optimizer_names().into_iter().map(|(n, _)| n))?,
+        })
+    }
+
+    fn load_state(&mut self, state: ModelState) -> Result<()> {
+        for t in state.weights.into_iter().chain(state.optimizer) {
+            let data = match t.data {
+                TensorData::F32(v) => HostData::F32(v),
+                TensorData::I32(v) => HostData::I32(v),
+                TensorData::U32(v) => HostData::U32(v),
+            };
+            self.store.write(&t.name, &HostTensor { shape: t.shape, data })?;
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, request: &SampleRequest) -> Result<String> {
+        let sampling = Sampling { temperature: request.temperature, seed: request.seed, ..Sampling::default() };
+        Ok(self.generate(&request.prompt, request.tokens, &sampling, |_| true)?.text)
+    }
+
+    fn find_non_finite(&mut self, batches: &[Batch], info: &StepInfo) -> Result<Option<String>> {
+        for p in &self.parameters {
+            if self.store.read(&p.name)?.to_f64().data.iter().any(|v| !v.is_finite()) {
+                return Ok(Some(format!("{} (a weight)", p.name)));
+            }
+        }
+        let mut graph = graphs::gradient_only(self.model.as_ref(), self.shape)?;
+        graph.expose_all();
+        let plan = Plan::unoptimised(&graph)?;
+        let mut run = plan.prepare(&mut self.store)?;
+        for (i, batch) in batches.iter().enumerate() {
+            Self::write_batch(run.as_mut(), batch, 1.0 / info.target_tokens as f64, self.rng(info, i))?;
+            run.run()?;
+            for (index, node) in plan.graph.nodes().iter().enumerate() {
+                for port in 0..node.outputs.len() {
+                    let name = format!("#{index}.{port}");
+                    if plan.graph.outputs().iter().any(|(n, _)| *n == name)
+                        && run.read_output(&name)?.to_f64().data.iter().any(|v| !v.is_finite())
+                    {
+                        return Ok(Some(node.name.clone()));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}

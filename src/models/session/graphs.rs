@@ -1,0 +1,176 @@
+//! The graphs of a training step, of evaluation and of generation.
+
+use crate::Result;
+use crate::config::{OptimizerConfig, OptimizerKind};
+use crate::device::Executable;
+use crate::graph::{Graph, Role, Value};
+use crate::models::LanguageModel;
+use crate::nn::{Builder, Dropout, Parameter};
+use crate::ops::optimizer::AdamwHyper;
+use crate::tensor::{DType, HostTensor, TensorType};
+use crate::train::model::StepInfo;
+
+/// Weights, inputs and the loss of one micro-batch: sum of the targets' negative log-likelihoods times `inverse_tokens`.
+struct Forward {
+    builder: Builder,
+    loss: Value,
+}
+
+fn forward(model: &dyn LanguageModel, (batch, time): (usize, usize), training: bool) -> Result<Forward> {
+    let mut b = Builder::default();
+    let tokens = b.tokens("tokens", &[batch, time]);
+    let targets = b.tokens("targets", &[batch, time]);
+    let inverse = b.graph.input("inverse_tokens", TensorType::f32(&[]));
+    if training && model.dropout() > 0.0 {
+        let rng = b.graph.input("rng", TensorType::new(DType::U32, &[3]));
+        b.dropout = Some(Dropout { p: model.dropout(), rng });
+    }
+    let hidden = model.hidden(&mut b, tokens)?;
+    let width = b.graph.shape(hidden)[2];
+    let hidden = b.graph.reshape(hidden, &[batch * time, width])?;
+    let logits = model.head(&mut b, hidden)?;
+    b.graph.output("logits", logits);
+    let targets = b.graph.reshape(targets, &[batch * time])?;
+    let nll = b.scoped("loss", |b| b.graph.cross_entropy(logits, targets))?;
+    b.graph.output("nll", nll);
+    let loss = b.scoped("loss", |b| {
+        let sum = b.graph.sum_all(nll)?;
+        b.graph.mul(sum, inverse)
+    })?;
+    b.graph.output("loss", loss);
+    Ok(Forward { builder: b, loss })
+}
+
+/// Drops outputs that the host does not read: what nobody reads need not be kept (or computed).
+fn keep_outputs(graph: &mut Graph, names: &[&str]) {
+    graph.retain_outputs(|n| names.contains(&n));
+}
+
+/// Tokens and targets to the negative log-likelihood of every position, [B * T].
+pub fn evaluation(model: &dyn LanguageModel, shape: (usize, usize)) -> Result<Graph> {
+    let mut graph = forward(model, shape, false)?.builder.graph;
+    keep_outputs(&mut graph, &["nll"]);
+    Ok(graph)
+}
+
+/// One forward and backward pass and the update, in one plan.
+pub fn whole_step(model: &dyn LanguageModel, optimizer: &OptimizerConfig, shape: (usize, usize)) -> Result<Graph> {
+    let Forward { builder, loss } = forward(model, shape, true)?;
+    let (mut graph, parameters) = (builder.graph, builder.parameters);
+    keep_outputs(&mut graph, &["loss"]);
+    let weights = weights(&mut graph, &parameters)?;
+    let grads = graph.gradients(loss, &weights)?;
+    grads.iter().for_each(|g| graph.tag(*g, Role::Gradient));
+    update(&mut graph, &parameters, &weights, &grads, loss, optimizer)?;
+    Ok(graph)
+}
+
+/// Adds one micro-batch's gradients to the sums: `sum = sum * keep + gradient`.
+pub fn micro_step(model: &dyn LanguageModel, shape: (usize, usize)) -> Result<Graph> {
+    let Forward { builder, loss } = forward(model, shape, true)?;
+    let (mut graph, parameters) = (builder.graph, builder.parameters);
+    keep_outputs(&mut graph, &["loss"]);
+    let keep = graph.input("keep", TensorType::f32(&[]));
+    let weights = weights(&mut graph, &parameters)?;
+    let grads = graph.gradients(loss, &weights)?;
+    for (p, g) in parameters.iter().zip(grads) {
+        let sum = graph.variable(&format!("gradient.{}", p.name), Role::Gradient, TensorType::f32(&p.shape))?;
+        let zero = graph.constant(HostTensor::scalar(0.0));
+        let kept = graph.mul(sum, keep)?;
+        // 0 * NaN is NaN: the first micro-batch must not inherit what an abandoned step left behind.
+        let kept = graph.where_(keep, kept, zero)?;
+        let total = graph.add(kept, g)?;
+        graph.update(sum, total)?;
+    }
+    Ok(graph)
+}
+
+/// Applies the summed gradients.
+pub fn apply_step(parameters: &[Parameter], optimizer: &OptimizerConfig) -> Result<Graph> {
+    let mut graph = Graph::new();
+    let loss = graph.input("loss", TensorType::f32(&[]));
+    let weights = weights(&mut graph, parameters)?;
+    let mut grads = Vec::new();
+    for p in parameters {
+        grads.push(graph.variable(&format!("gradient.{}", p.name), Role::Gradient, TensorType::f32(&p.shape))?);
+    }
+    update(&mut graph, parameters, &weights, &grads, loss, optimizer)?;
+    Ok(graph)
+}
+
+/// Forward and backward with nothing updated: to look for the first bad value.
+pub fn gradient_only(model: &dyn LanguageModel, shape: (usize, usize)) -> Result<Graph> {
+    let Forward { builder, loss } = forward(model, shape, true)?;
+    let (mut graph, parameters) = (builder.graph, builder.parameters);
+    let weights = weights(&mut graph, &parameters)?;
+    for (p, g) in parameters.iter().zip(graph.gradients(loss, &weights)?) {
+        graph.output(&format!("gradient.{}", p.name), g);
+    }
+    Ok(graph)
+}
+
+/// tokens [1, context] and the position to read [1] to its logits [1, vocabulary].
+pub fn generation(model: &dyn LanguageModel) -> Result<Graph> {
+    let mut b = Builder::default();
+    let context = model.context();
+    let tokens = b.tokens("tokens", &[1, context]);
+    let position = b.tokens("position", &[1]);
+    let hidden = model.hidden(&mut b, tokens)?;
+    let width = b.graph.shape(hidden)[2];
+    let hidden = b.graph.reshape(hidden, &[context, width])?;
+    // Only the row that is asked for goes through the head.
+    let row = b.graph.embedding(hidden, position)?;
+    let logits = model.head(&mut b, row)?;
+    b.graph.output("logits", logits);
+    Ok(b.graph)
+}
+
+fn weights(graph: &mut Graph, parameters: &[Parameter]) -> Result<Vec<Value>> {
+    parameters.iter().map(|p| graph.variable(&p.name, Role::Parameter, TensorType::f32(&p.shape))).collect()
+}
+
+/// Names of the optimiser's state tensors of each weight.
+pub fn optimizer_slots(optimizer: &OptimizerConfig) -> &'static [&'static str] {
+    match optimizer.kind {
+        OptimizerKind::Adamw => &["adamw.m", "adamw.v"],
+        OptimizerKind::Sgd => &["sgd.v"],
+    }
+}
+
+/// Global norm, clipping, and the optimiser. A loss or norm that is not finite leaves everything as it was.
+fn update(
+    graph: &mut Graph,
+    parameters: &[Parameter],
+    weights: &[Value],
+    grads: &[Value],
+    loss: Value,
+    optimizer: &OptimizerConfig,
+) -> Result<()> {
+    let norm = graph.global_norm(grads)?;
+    graph.output("grad_norm", norm);
+    let scale = graph.clip_scale(norm, loss, optimizer.clip as f32)?;
+    let hyper = graph.input("hyper", AdamwHyper::ty());
+    for ((p, w), g) in parameters.iter().zip(weights).zip(grads) {
+        let ty = TensorType::f32(&p.shape);
+        let mut slots = Vec::new();
+        for kind in optimizer_slots(optimizer) {
+            slots.push(graph.variable(&format!("{kind}.{}", p.name), Role::Optimizer, ty.clone())?);
+        }
+        let decay = if p.decays() { optimizer.weight_decay as f32 } else { 0.0 };
+        graph.enter(&p.name);
+        let (o, d) = (optimizer, decay);
+        match o.kind {
+            OptimizerKind::Adamw => {
+                graph.adamw(*w, *g, slots[0], slots[1], hyper, scale, o.beta1 as f32, o.beta2 as f32, o.eps as f32, d)?;
+            }
+            OptimizerKind::Sgd => graph.sgd_momentum(*w, *g, slots[0], hyper, scale, o.momentum as f32, d)?,
+        }
+        graph.leave();
+    }
+    Ok(())
+}
+
+/// Learning rate and bias corrections of a step.
+pub fn write_hyper(run: &mut dyn Executable, optimizer: &OptimizerConfig, info: &StepInfo) -> Result<()> {
+    run.write_input("hyper", &AdamwHyper::at(info.step, info.lr, optimizer.beta1, optimizer.beta2).tensor())
+}

@@ -1,0 +1,101 @@
+//! What a training plan will need, before it runs: the table of parameters, the memory plan, FLOPs and bytes per step.
+
+use super::Session;
+use crate::device::{Cost, Device};
+use crate::graph::MemoryReport;
+use serde::Serialize;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorRow {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub parameters: usize,
+    pub decays: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PlanReport {
+    pub summary: String,
+    pub device: String,
+    pub tensors: Vec<TensorRow>,
+    pub parameters: usize,
+    /// Bytes by purpose. Weights, gradients and optimiser state are shared by the plans and counted once.
+    pub memory: MemoryReport,
+    pub total_bytes: u64,
+    /// What the device has; absent where it does not tell.
+    pub available_bytes: Option<u64>,
+    /// FLOPs and bytes of one optimiser step.
+    pub cost: Cost,
+    pub tokens_per_step: usize,
+    /// Calls of the plan, and what the passes did.
+    pub nodes: usize,
+    pub passes: Vec<crate::graph::passes::PassStats>,
+    /// Calls that run on the CPU inside a GPU plan, and calls that were cut.
+    pub fallback: Vec<String>,
+    pub split: Vec<String>,
+}
+
+impl Session {
+    pub fn report(&self) -> PlanReport {
+        let mut memory = MemoryReport::default();
+        let mut cost = Cost::default();
+        for (i, plan) in self.plans().enumerate() {
+            let m = plan.memory_on(&self.device);
+            memory.weights = memory.weights.max(m.weights);
+            memory.gradients = memory.gradients.max(m.gradients);
+            memory.optimizer = memory.optimizer.max(m.optimizer);
+            memory.other += m.other;
+            memory.activations += m.activations;
+            memory.workspace += m.workspace;
+            // The first of two plans runs once for every micro-batch.
+            let times = if i == 0 { self.accumulation } else { 1 };
+            (0..times).for_each(|_| cost += plan.cost());
+        }
+        let tensors: Vec<TensorRow> = self
+            .parameters
+            .iter()
+            .map(|p| TensorRow { name: p.name.clone(), shape: p.shape.clone(), parameters: p.elements(), decays: p.decays() })
+            .collect();
+        PlanReport {
+            summary: self.model.summary(),
+            device: self.device.name(),
+            parameters: tensors.iter().map(|t| t.parameters).sum(),
+            tensors,
+            total_bytes: memory.total(),
+            memory,
+            available_bytes: available_bytes(&self.device),
+            cost,
+            tokens_per_step: self.shape.0 * self.shape.1 * self.accumulation,
+            nodes: self.plans().map(|p| p.work.calls.len()).sum(),
+            passes: self.plans().map(|p| p.passes).collect(),
+            fallback: self.notes().into_iter().flat_map(|n| n.fallback).collect(),
+            split: self.notes().into_iter().flat_map(|n| n.split).collect(),
+        }
+    }
+}
+
+impl PlanReport {
+    pub fn memory_lines(&self) -> Vec<(String, u64)> {
+        let m = &self.memory;
+        let lines = [
+            ("weights", m.weights),
+            ("gradients", m.gradients),
+            ("optimizer", m.optimizer),
+            ("activations", m.activations),
+            ("workspace", m.workspace),
+            ("inputs and constants", m.other),
+            ("total", m.total()),
+        ];
+        lines.map(|(n, b)| (n.to_string(), b)).into()
+    }
+}
+
+/// Free memory where the system tells (Linux: `MemAvailable`); WebGPU does not tell a GPU's.
+fn available_bytes(device: &Device) -> Option<u64> {
+    if matches!(device, Device::Gpu(c) if !c.caps().software) {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

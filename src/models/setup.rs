@@ -1,0 +1,23 @@
+//! From a configuration to a model on a device.
+
+use super::gpt::Gpt;
+use super::{LanguageModel, Session};
+use crate::Result;
+use crate::config::{Config, ModelConfig};
+use crate::device::Device;
+use crate::tokenizer::Tokenizer;
+
+/// The model of a configuration whose vocabulary is known.
+pub fn model(config: &ModelConfig) -> Result<Box<dyn LanguageModel>> {
+    match config {
+        ModelConfig::Gpt(gpt) => Ok(Box::new(Gpt::new(gpt.clone())?)),
+    }
+}
+
+/// A session ready to train `config` on `device`.
+pub fn training_session(config: &Config, tokenizer: &Tokenizer, device: Device) -> Result<Session> {
+    let shape = (config.train.batch_size, config.model.context());
+    let (optimizer, train) = (config.optimizer.clone(), &config.train);
+    let model = model(&config.model)?;
+    Session::for_training(model, tokenizer.clone(), optimizer, device, shape, train.accumulation, train.seed)
+}

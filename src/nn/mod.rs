@@ -1,0 +1,114 @@
+//! Layers: functions that write graph nodes and name their weights. A `Builder` carries the graph, the list of weights with
+//! how they start, and the source of dropout's random numbers.
+
+mod attention;
+mod layers;
+
+pub use attention::Attention;
+pub use layers::sinusoidal_table;
+
+use crate::Result;
+use crate::graph::{Graph, Value};
+use crate::tensor::{HostTensor, TensorType};
+use kernels_cpu::philox;
+
+/// Where a weight starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    Zeros,
+    Ones,
+    /// N(0, std^2)
+    Normal(f64),
+    /// U(-bound, bound)
+    Uniform(f64),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub init: Init,
+}
+
+impl Parameter {
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Matrices and embeddings decay; gains and biases do not.
+    pub fn decays(&self) -> bool {
+        self.shape.len() >= 2
+    }
+
+    /// The starting values: a function of the seed and the weight's name alone, so that they are the same on every device and
+    /// do not depend on what other weights a model has.
+    pub fn initial(&self, seed: u64) -> HostTensor {
+        let mut data = vec![0.0f32; self.elements()];
+        match self.init {
+            Init::Zeros => {}
+            Init::Ones => data.fill(1.0),
+            Init::Normal(std) => {
+                philox::fill_normal(seed, stream(&self.name), &mut data);
+                data.iter_mut().for_each(|v| *v = (*v as f64 * std) as f32);
+            }
+            Init::Uniform(bound) => {
+                let key = [seed as u32, (seed >> 32) as u32];
+                for (i, v) in data.iter_mut().enumerate() {
+                    let block = (i / 4) as u64;
+                    let words = philox::philox4x32(key, [block as u32, (block >> 32) as u32, stream(&self.name), 1]);
+                    *v = (bound * (2.0 * philox::uniform_f32(words[i % 4]) as f64 - 1.0)) as f32;
+                }
+            }
+        }
+        HostTensor::f32(&self.shape, data)
+    }
+}
+
+/// FNV-1a of the name: each weight and each dropout site draws from a stream of its own.
+pub fn stream(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193))
+}
+
+/// Dropout during training.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    pub p: f64,
+    /// u32 [3]: seed (low, high) and step. Masks are a function of these and the site's name.
+    pub rng: Value,
+}
+
+#[derive(Debug, Default)]
+pub struct Builder {
+    pub graph: Graph,
+    pub parameters: Vec<Parameter>,
+    /// Present while training with dropout.
+    pub dropout: Option<Dropout>,
+}
+
+impl Builder {
+    /// Appends `name` to the names of everything `f` writes.
+    pub fn scoped<T>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.graph.enter(name);
+        let result = f(self);
+        self.graph.leave();
+        result
+    }
+
+    /// The weight `leaf` of the current scope. Asking twice for one name gives one weight.
+    pub fn parameter(&mut self, leaf: &str, shape: &[usize], init: Init) -> Result<Value> {
+        let name = self.graph.path(leaf);
+        if !self.parameters.iter().any(|p| p.name == name) {
+            self.parameters.push(Parameter { name, shape: shape.to_vec(), init });
+        }
+        self.graph.parameter(leaf, shape)
+    }
+
+    /// A table made on the host, part of the graph and not trained.
+    pub fn table(&mut self, shape: &[usize], values: Vec<f32>) -> Value {
+        self.graph.constant(HostTensor::f32(shape, values))
+    }
+
+    pub fn tokens(&mut self, name: &str, shape: &[usize]) -> Value {
+        self.graph.input(name, TensorType::i32(shape))
+    }
+}
