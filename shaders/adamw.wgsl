@@ -14,6 +14,8 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
     let i = gid.x + gid.y * nwg.x * 64u;
     if (i >= p.n) { return; }
     let rate = hyper[0];
+    // A negative scale: the gradient is not finite, leave everything as it was.
+    if (grad_scale[0] < 0.0) { return; }
     let g = gradient[i] * grad_scale[0];
     let m = first[i] + p.keep1 * (g - first[i]);
     let v = p.beta2 * second[i] + p.keep2 * g * g;

@@ -12,6 +12,8 @@ struct Params { n: u32, momentum: f32, keep: f32, nesterov: f32, decay: f32 }
 fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>) {
     let i = gid.x + gid.y * nwg.x * 64u;
     if (i >= p.n) { return; }
+    // A negative scale: the gradient is not finite, leave everything as it was.
+    if (grad_scale[0] < 0.0) { return; }
     let g = gradient[i] * grad_scale[0] + p.decay * hyper[1] * theta[i];
     let v = p.momentum * velocity[i] + p.keep * g;
     velocity[i] = v;

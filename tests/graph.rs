@@ -1,7 +1,7 @@
 //! The graph, its passes and its plans: what is fused, what shares memory, what is known before the first run.
 
 use lynx_gpu::Error;
-use lynx_gpu::device::{Device, Executable, Home, Store};
+use lynx_gpu::device::{Device, Home, Store};
 use lynx_gpu::graph::{Graph, Plan, Role, Value};
 use lynx_gpu::ops::reduce::Reduction;
 use lynx_gpu::tensor::{HostTensor, TensorType};

@@ -48,7 +48,7 @@ fn session(config: &mut Config, device: &Device) -> (Session, TrainBatches, Prep
 }
 
 fn step(session: &mut Session, batches: &[Batch], step: u64) -> (f64, f64) {
-    let target_tokens = batches.iter().map(Batch::target_tokens).sum();
+    let target_tokens = batches.iter().map(|b| b.scored() as u64).sum();
     let stats = session.train_step(batches, &StepInfo { step, lr: 1e-3, seed: 42, target_tokens }).unwrap();
     (stats.loss, stats.grad_norm)
 }
@@ -127,6 +127,7 @@ fn accumulated_micro_batches_take_the_same_step_as_one_large_batch() {
             let part = |i: usize| Batch {
                 inputs: whole.inputs[i * rows..(i + 1) * rows].to_vec(),
                 targets: whole.targets[i * rows..(i + 1) * rows].to_vec(),
+                lengths: vec![whole.context as u32; 2],
                 batch: 2,
                 context: whole.context,
             };

@@ -44,7 +44,21 @@ pub enum Command {
     Completions(completions::Args),
 }
 
+/// `lynx-gpu ... | head` ends when the reader does, without the message of a panic: `println!` has no other way to say it.
+fn quiet_broken_pipe() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to stdout") && text.contains("Broken pipe") {
+            // 128 + SIGPIPE, what a program that the signal ends has.
+            std::process::exit(141);
+        }
+        default(info);
+    }));
+}
+
 pub fn main() -> ExitCode {
+    quiet_broken_pipe();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Train(args) => train::run(args, cli.json),

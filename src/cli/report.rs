@@ -1,11 +1,13 @@
 //! Tables that several commands print.
 
 use crate::data::ngram::BestNGram;
+use crate::models::Session;
 use crate::models::session::PlanReport;
 use crate::train::outcome::Outcome;
 use crate::train::run_dir::RunDir;
 use crate::{Error, Result};
 use serde_json::json;
+use std::path::Path;
 
 pub fn bytes(n: u64) -> String {
     match n {
@@ -119,5 +121,20 @@ pub fn outcome(outcome: &Outcome, baseline: &BestNGram, run: &RunDir, json: bool
         println!("\nsample\n{}\n", last.trim());
     }
     println!("use it: lynx-gpu generate {}", run.path().display());
+    Ok(())
+}
+
+/// Writes the graphs of a training step as DOT or JSON, by the file's extension.
+pub fn write_graph(session: &Session, path: &Path) -> Result<()> {
+    let text = match path.extension().and_then(|e| e.to_str()) {
+        Some("dot") => session.plans().map(|p| p.graph.to_dot()).collect::<Vec<_>>().join("\n"),
+        Some("json") => {
+            let graphs: Vec<_> = session.plans().map(|p| p.graph.to_json()).collect();
+            serde_json::to_string_pretty(&graphs).map_err(|e| Error::Failed(format!("cannot write JSON: {e}")))?
+        }
+        _ => return Err(Error::Config(format!("{}: a graph is written as .dot or .json", path.display()))),
+    };
+    crate::train::files::write_atomic(path, text.as_bytes())?;
+    eprintln!("graph: {}", path.display());
     Ok(())
 }

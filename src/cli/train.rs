@@ -7,13 +7,12 @@ use crate::data::Cache;
 use crate::models::setup;
 use crate::train::checkpoint::{ModelFiles, Which};
 use crate::train::data::Prepared;
-use crate::train::model::TrainModel;
 use crate::train::observer::{Console, JsonLines, Observer};
 use crate::train::run_dir::RunDir;
 use crate::train::signals::Control;
 use crate::train::trainer::{Start, Training};
 use crate::train::tui::Tui;
-use crate::{Error, Result};
+use crate::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -77,7 +76,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let data = Prepared::new(&mut config, saved_tokenizer, &Cache::from_environment())?;
     let mut session = setup::training_session(&config, &data.tokenizer, chosen.device)?;
     if let Some(path) = &args.graph {
-        super::write_graph(&session, path)?;
+        super::report::write_graph(&session, path)?;
     }
     if args.dry_run {
         return super::report::plan(&session.report(), json);

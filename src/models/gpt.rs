@@ -3,10 +3,11 @@
 
 use super::LanguageModel;
 use crate::Result;
-use crate::config::gpt::{GptConfig, Init as Scheme, Positions, RopeLayout};
+use crate::config::{GptConfig, Init as Scheme, Positions, RopeLayout};
 use crate::graph::Value;
 use crate::nn::{Attention, Builder, Init, sinusoidal_table};
 use crate::ops::rope::{Layout, rope_tables};
+use crate::tensor::HostTensor;
 
 pub struct Gpt {
     config: GptConfig,
@@ -65,7 +66,9 @@ impl Gpt {
             Positions::Learned => {
                 let init = self.embedding_init();
                 let table = b.scoped("embed_positions", |b| b.parameter("weight", &[c.context, c.width], init))?;
-                let rows = if time < c.context { b.graph.slice(table, 0, 0, time)? } else { table };
+                // Shorter sequences read the first rows.
+                let positions = b.graph.constant(HostTensor::i32(&[time], (0..time as i32).collect()));
+                let rows = if time < c.context { b.graph.embedding(table, positions)? } else { table };
                 b.graph.add(x, rows)?
             }
             Positions::Sinusoidal => {
@@ -135,7 +138,7 @@ impl LanguageModel for Gpt {
                     RopeLayout::Interleaved => Layout::Interleaved,
                     RopeLayout::HalfSplit => Layout::HalfSplit,
                 };
-                (b.table(&[time, d / 2], cos), b.table(&[time, d / 2], sin), layout)
+                (b.graph.constant(cos), b.graph.constant(sin), layout)
             });
             for i in 0..c.layers {
                 x = b.scoped(&format!("layers.{i}"), |b| self.block(b, x, rope))?;

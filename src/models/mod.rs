@@ -3,6 +3,7 @@
 pub mod gpt;
 pub mod language_model;
 pub mod session;
+pub mod setup;
 
 pub use language_model::LanguageModel;
 pub use session::Session;

@@ -138,7 +138,7 @@ impl Session {
 
     fn check_batch(&self, batch: &Batch) -> Result<()> {
         let vocabulary = self.model.vocab_size() as i32;
-        let ids = batch.inputs.iter().chain(batch.targets.iter().filter(|t| **t != Batch::IGNORE));
+        let ids = batch.inputs.iter().chain(batch.targets.iter().filter(|t| **t >= 0));
         if let Some(id) = ids.copied().find(|id| *id < 0 || *id >= vocabulary) {
             return Err(Error::Data(format!(
                 "token {id} is outside the model's vocabulary of {vocabulary}: tokenizer and model do not belong together"
@@ -286,7 +286,7 @@ impl TrainModel for Session {
         ready.run.run()?;
         // Summed on the host in f64: the same order on every device.
         let nll: f64 = ready.run.read_output("nll")?.to_f64().data.iter().sum();
-        Ok(EvalSum { nll, tokens: batch.target_tokens() })
+        Ok(EvalSum { nll, tokens: batch.scored() as u64 })
     }
 
     fn layout(&self) -> StateLayout {

@@ -3,7 +3,7 @@
 use super::{Builder, Init};
 use crate::Result;
 use crate::graph::Value;
-use crate::ops::attention::Mask;
+use crate::ops::attention::Attention as AttentionOp;
 use crate::ops::rope::Layout;
 
 #[derive(Clone, Copy, Debug)]
@@ -33,12 +33,12 @@ impl Attention {
         let mut k = project(b, "k_proj", self.kv_heads)?;
         let v = project(b, "v_proj", self.kv_heads)?;
         if let Some((cos, sin, layout)) = self.rope {
-            q = b.graph.rope(q, cos, sin, layout)?;
-            k = b.graph.rope(k, cos, sin, layout)?;
+            q = b.graph.rope(q, cos, sin, 0, layout)?;
+            k = b.graph.rope(k, cos, sin, 0, layout)?;
         }
         let window = (self.window > 0 && self.window < time).then_some(self.window);
-        let mask = Mask { causal: true, window };
-        let o = b.graph.attention(q, k, v, None, mask, 1.0 / (d as f64).sqrt())?;
+        let scale = (1.0 / (d as f64).sqrt()) as f32;
+        let o = b.graph.attention(q, k, v, None, AttentionOp { causal: true, window, scale })?;
         let o = b.graph.reshape(o, &[batch, time, self.width])?;
         b.linear("o_proj", o, self.width, self.bias, self.output_init)
     }

@@ -2,7 +2,7 @@
 
 use super::{Builder, Init, stream};
 use crate::Result;
-use crate::config::gpt::{FeedForward, Norm};
+use crate::config::{FeedForward, Norm};
 use crate::graph::Value;
 
 impl Builder {
@@ -28,9 +28,9 @@ impl Builder {
             match kind {
                 Norm::Layernorm => {
                     let bias = if bias { Some(b.parameter("bias", &[width], Init::Zeros)?) } else { None };
-                    b.graph.layer_norm(x, gain, bias, eps as f32)
+                    Ok(b.graph.layer_norm(x, gain, bias, eps as f32)?.0)
                 }
-                Norm::Rmsnorm => b.graph.rms_norm(x, gain, eps as f32, false),
+                Norm::Rmsnorm => Ok(b.graph.rms_norm(x, gain, eps as f32, false)?.0),
             }
         })
     }

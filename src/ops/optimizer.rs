@@ -102,6 +102,9 @@ impl Kernel for AdamW {
         let [b1, b2, eps, decay] = [self.beta1, self.beta2, self.eps, self.weight_decay].map(f64::from);
         let (mut p, mut m, mut v) = (inputs[0].clone(), inputs[2].clone(), inputs[3].clone());
         let (hyper, scale) = (&inputs[4].data, inputs[5].data[0]);
+        if scale < 0.0 {
+            return vec![p, m, v];
+        }
         for i in 0..p.data.len() {
             let g = scale * inputs[1].data[i];
             m.data[i] = b1 * m.data[i] + (1.0 - b1) * g;
@@ -114,6 +117,9 @@ impl Kernel for AdamW {
 
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
         let (g, hyper, scale) = (call.f32(1), call.f32(4), call.f32(5));
+        if scale[0] < 0.0 {
+            return Ok(());
+        }
         let config = kernels_cpu::optim::AdamW {
             lr: hyper[0],
             beta1: self.beta1,
@@ -165,6 +171,9 @@ impl Kernel for SgdMomentum {
         let [momentum, dampening, decay] = [self.momentum, self.dampening, self.weight_decay].map(f64::from);
         let (mut p, mut v) = (inputs[0].clone(), inputs[2].clone());
         let (hyper, scale) = (&inputs[3].data, inputs[4].data[0]);
+        if scale < 0.0 {
+            return vec![p, v];
+        }
         for i in 0..p.data.len() {
             let g = scale * inputs[1].data[i] + decay * hyper[1] * p.data[i];
             v.data[i] = momentum * v.data[i] + (1.0 - dampening) * g;
@@ -175,6 +184,9 @@ impl Kernel for SgdMomentum {
 
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
         let (g, hyper, scale) = (call.f32(1), call.f32(3), call.f32(4));
+        if scale[0] < 0.0 {
+            return Ok(());
+        }
         let config = kernels_cpu::optim::SgdMomentum {
             lr: hyper[0],
             momentum: self.momentum,

@@ -6,7 +6,7 @@ use crate::device::Executable;
 use crate::graph::{Graph, Role, Value};
 use crate::models::LanguageModel;
 use crate::nn::{Builder, Dropout, Parameter};
-use crate::ops::optimizer::AdamwHyper;
+use crate::ops::optimizer::{AdamW, SgdMomentum};
 use crate::tensor::{DType, HostTensor, TensorType};
 use crate::train::model::StepInfo;
 
@@ -31,7 +31,7 @@ fn forward(model: &dyn LanguageModel, (batch, time): (usize, usize), training: b
     let logits = model.head(&mut b, hidden)?;
     b.graph.output("logits", logits);
     let targets = b.graph.reshape(targets, &[batch * time])?;
-    let nll = b.scoped("loss", |b| b.graph.cross_entropy(logits, targets))?;
+    let (nll, _) = b.scoped("loss", |b| b.graph.cross_entropy(logits, targets))?;
     b.graph.output("nll", nll);
     let loss = b.scoped("loss", |b| {
         let sum = b.graph.sum_all(nll)?;
@@ -148,8 +148,8 @@ fn update(
 ) -> Result<()> {
     let norm = graph.global_norm(grads)?;
     graph.output("grad_norm", norm);
-    let scale = graph.clip_scale(norm, loss, optimizer.clip as f32)?;
-    let hyper = graph.input("hyper", AdamwHyper::ty());
+    let scale = guarded_scale(graph, norm, loss, optimizer.clip)?;
+    let hyper = graph.input("hyper", TensorType::f32(&[hyper_values(optimizer, 1, 0.0).len()]));
     for ((p, w), g) in parameters.iter().zip(weights).zip(grads) {
         let ty = TensorType::f32(&p.shape);
         let mut slots = Vec::new();
@@ -158,19 +158,46 @@ fn update(
         }
         let decay = if p.decays() { optimizer.weight_decay as f32 } else { 0.0 };
         graph.enter(&p.name);
-        let (o, d) = (optimizer, decay);
-        match o.kind {
+        match optimizer.kind {
             OptimizerKind::Adamw => {
-                graph.adamw(*w, *g, slots[0], slots[1], hyper, scale, o.beta1 as f32, o.beta2 as f32, o.eps as f32, d)?;
+                graph.adamw(adamw(optimizer, decay), (*w, *g, slots[0], slots[1]), hyper, scale)?;
             }
-            OptimizerKind::Sgd => graph.sgd_momentum(*w, *g, slots[0], hyper, scale, o.momentum as f32, d)?,
+            OptimizerKind::Sgd => {
+                let op = SgdMomentum { momentum: optimizer.momentum as f32, dampening: 0.0, nesterov: false, weight_decay: decay };
+                graph.sgd_momentum(op, (*w, *g, slots[0]), hyper, scale)?;
+            }
         }
         graph.leave();
     }
     Ok(())
 }
 
+fn adamw(o: &OptimizerConfig, weight_decay: f32) -> AdamW {
+    AdamW { beta1: o.beta1 as f32, beta2: o.beta2 as f32, eps: o.eps as f32, weight_decay }
+}
+
+/// The factor on all gradients: 1, or what brings their norm down to `clip`; negative, which the optimisers take as "change
+/// nothing", when the norm or the loss is not finite (a comparison with NaN is false).
+fn guarded_scale(graph: &mut Graph, norm: Value, loss: Value, clip: f64) -> Result<Value> {
+    let one = graph.constant(HostTensor::scalar(1.0));
+    let scale = if clip > 0.0 { graph.clip_scale(norm, clip as f32)? } else { one };
+    let largest = graph.constant(HostTensor::scalar(f32::MAX));
+    let stop = graph.constant(HostTensor::scalar(-1.0));
+    let size = graph.abs(loss)?;
+    let (a, b) = (graph.less_equal(norm, largest)?, graph.less_equal(size, largest)?);
+    let both = graph.mul(a, b)?;
+    graph.where_(both, scale, stop)
+}
+
+fn hyper_values(optimizer: &OptimizerConfig, step: u64, lr: f64) -> Vec<f32> {
+    match optimizer.kind {
+        OptimizerKind::Adamw => adamw(optimizer, 0.0).hyper(lr, step, 1.0).to_vec(),
+        OptimizerKind::Sgd => vec![lr as f32, 1.0],
+    }
+}
+
 /// Learning rate and bias corrections of a step.
 pub fn write_hyper(run: &mut dyn Executable, optimizer: &OptimizerConfig, info: &StepInfo) -> Result<()> {
-    run.write_input("hyper", &AdamwHyper::at(info.step, info.lr, optimizer.beta1, optimizer.beta2).tensor())
+    let values = hyper_values(optimizer, info.step, info.lr);
+    run.write_input("hyper", &HostTensor::f32(&[values.len()], values))
 }

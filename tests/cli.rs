@@ -1,0 +1,229 @@
+//! The program as a person meets it: one command trains, stops and resumes, and bad input ends with a message and an exit code.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const BIN: &str = env!("CARGO_BIN_EXE_lynx-gpu");
+
+fn lynx(dir: &Path, args: &[&str]) -> Output {
+    Command::new(BIN).args(args).current_dir(dir).env("LYNX_CACHE", dir.join("cache")).output().unwrap()
+}
+
+/// Runs and expects success; standard output.
+fn good(dir: &Path, args: &[&str]) -> String {
+    let out = lynx(dir, args);
+    assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Runs and expects this exit code and these words on standard error.
+fn bad(dir: &Path, args: &[&str], code: i32, words: &[&str]) {
+    let out = lynx(dir, args);
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{args:?}: '{word}' is missing in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+/// A model small enough for tests.
+const SMALL: &[&str] = &[
+    "--device",
+    "cpu",
+    "--set",
+    "model.width=32",
+    "--set",
+    "model.context=16",
+    "--set",
+    "train.batch_size=4",
+    "--set",
+    "train.sample_tokens=8",
+    "--set",
+    "train.eval_interval=20",
+];
+
+fn train_args<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["train", "--out", out], SMALL, more].concat()
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
+}
+
+fn weights(run: &Path, step: u64) -> Vec<u8> {
+    std::fs::read(run.join(format!("checkpoints/step-{step}/model.safetensors"))).unwrap()
+}
+
+#[test]
+fn one_command_trains_and_the_others_use_what_it_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let log = good(dir, &train_args("run", &["--json", "--set", "train.steps=40"]));
+    let lines = json_lines(&log);
+    let outcome = lines.last().unwrap();
+    assert_eq!(outcome["kind"], "outcome");
+    assert!(outcome["ngram"]["perplexity"].as_f64().unwrap() > 1.0);
+    let first = lines.iter().find(|l| l["kind"] == "train").unwrap()["loss"].as_f64().unwrap();
+    assert!(outcome["best_validation_loss"].as_f64().unwrap() < first, "it learns: {outcome}");
+    for file in ["manifest.json", "config.toml", "metrics.jsonl", "loss.svg", "samples.txt", "checkpoints/step-40/config.json"] {
+        assert!(dir.join("run").join(file).is_file(), "{file}");
+    }
+    let generated: Value = serde_json::from_str(&good(dir, &["generate", "run", "--device", "cpu", "--json", "-n", "12", "-p", "es:"])).unwrap();
+    let again: Value = serde_json::from_str(&good(dir, &["generate", "run", "--device", "cpu", "--json", "-n", "12", "-p", "es:"])).unwrap();
+    assert_eq!(generated[0]["generation"], again[0]["generation"], "the seed decides");
+    let text = good(dir, &["generate", "run", "--device", "cpu", "-n", "12", "-p", "es:"]);
+    assert_eq!(text.trim_end_matches('\n'), format!("es:{}", generated[0]["generation"]["text"].as_str().unwrap()));
+    let eval: Value = serde_json::from_str(&good(dir, &["eval", "run", "--device", "cpu", "--json"])).unwrap();
+    let (loss, perplexity) = (eval["loss"].as_f64().unwrap(), eval["perplexity"].as_f64().unwrap());
+    assert!((loss.exp() - perplexity).abs() < 1e-9 * perplexity);
+    let best = outcome["best_validation_loss"].as_f64().unwrap();
+    assert!((loss - best).abs() < 1e-6, "eval gives what training measured: {loss} and {best}");
+    assert!(good(dir, &["completions", "bash"]).contains("lynx-gpu"));
+}
+
+#[test]
+fn a_dry_run_prints_the_plan_and_trains_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = good(dir.path(), &train_args("run", &["--dry-run", "--graph", "step.dot"]));
+    for word in ["model.layers.1.mlp.down_proj.weight", "weights", "gradients", "optimizer", "activations", "workspace", "FLOP"] {
+        assert!(text.contains(word), "'{word}' is missing in:\n{text}");
+    }
+    assert!(!dir.path().join("run").exists());
+    assert!(std::fs::read_to_string(dir.path().join("step.dot")).unwrap().contains("adamw"));
+    let json: Value = serde_json::from_str(&good(dir.path(), &train_args("run", &["--dry-run", "--json"]))).unwrap();
+    let memory = json["memory"].as_object().unwrap();
+    let sum: u64 = memory.values().map(|v| v.as_u64().unwrap()).sum();
+    assert_eq!(json["total_bytes"].as_u64().unwrap(), sum);
+}
+
+fn start(dir: &Path, out: &str, more: &[&str]) -> Child {
+    let args = train_args(out, more);
+    let mut command = Command::new(BIN);
+    command.args(&args).current_dir(dir).env("LYNX_CACHE", dir.join("cache"));
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until the run has logged at least `step` steps.
+fn wait_for(run: PathBuf, step: usize) {
+    let begun = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+        if text.lines().filter(|l| l.contains("\"kind\":\"train\"")).count() >= step {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "the run does not get on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_run_killed_in_mid_step_resumes_to_the_same_weights_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let sets = ["--set", "train.steps=400", "--set", "train.checkpoint_interval=50", "--set", "model.dropout=0.1", "--set", "train.eval_interval=100"];
+    good(dir, &train_args("straight", &sets));
+    let mut child = start(dir, "killed", &sets);
+    wait_for(dir.join("killed"), 120);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    good(dir, &["train", "--resume", "killed"]);
+    assert_eq!(weights(&dir.join("straight"), 400), weights(&dir.join("killed"), 400));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_and_sigterm_save_and_say_how_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let child = start(dir.path(), signal, &["--set", "train.steps=100000"]);
+        wait_for(dir.path().join(signal), 10);
+        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        let out = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(code), "{text}");
+        assert!(text.contains("--resume") && text.contains("saved"), "{text}");
+        let resumed = good(dir.path(), &["train", "--resume", signal, "--json", "--set", "train.steps=30"]);
+        assert!(!resumed.is_empty());
+    }
+}
+
+#[test]
+fn bad_settings_name_the_key_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    bad(dir, &["train", "--set", "model.widht=64"], 2, &["model.widht", "`model.width`"]);
+    bad(dir, &["train", "--set", "train.steps=many"], 2, &["train.steps"]);
+    bad(dir, &["train", "--set", "model.width=65"], 2, &["65", "heads"]);
+    bad(dir, &["train", "--config", "minigtp"], 2, &["minigtp", "`minigpt`"]);
+    bad(dir, &["train", "--device", "no-such-gpu", "--out", "x"], 5, &["no-such-gpu"]);
+    bad(dir, &["generate", "nowhere"], 6, &["nowhere"]);
+    bad(dir, &["train", "--resume", "nowhere"], 2, &["nowhere"]);
+    assert!(!dir.join("x").exists(), "nothing is left behind");
+}
+
+#[test]
+fn bad_text_names_the_file_and_the_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("empty.txt"), "").unwrap();
+    std::fs::write(dir.join("short.txt"), "abc abc").unwrap();
+    std::fs::write(dir.join("latin1.txt"), [b'a', b'\n', b'b', 0xe9, b'c']).unwrap();
+    let train = |file: &'static str| train_args("run", &["--data"]).into_iter().chain([file]).collect::<Vec<_>>();
+    bad(dir, &train("missing.txt"), 7, &["missing.txt"]);
+    bad(dir, &train("empty.txt"), 3, &["empty"]);
+    bad(dir, &train("short.txt"), 3, &["short", "context"]);
+    bad(dir, &train("latin1.txt"), 3, &["latin1.txt", "UTF-8"]);
+    assert!(!dir.join("run").exists(), "nothing is left behind");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_stays_usable() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    good(dir, &train_args("run", &["--set", "train.steps=20", "--set", "train.checkpoint_interval=10", "--set", "train.eval_interval=0"]));
+    let path = dir.join("run/checkpoints/step-20/model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let mut flipped = whole.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 4;
+    for damaged in [&whole[..whole.len() - 100], &flipped] {
+        std::fs::write(&path, damaged).unwrap();
+        bad(dir, &["generate", "run", "--last", "--device", "cpu"], 6, &["step-20", "model.safetensors"]);
+        bad(dir, &["train", "--resume", "run"], 6, &["step-20", "step-10"]);
+    }
+    good(dir, &["generate", "run/checkpoints/step-10", "--device", "cpu", "-n", "4"]);
+    std::fs::write(&path, &whole).unwrap();
+    // A model of another shape.
+    bad(dir, &["train", "--resume", "run", "--set", "model.width=64"], 6, &["shape"]);
+    // A tokenizer of another model.
+    std::fs::write(dir.join("run/checkpoints/step-20/tokenizer.json"), good(dir, &["completions", "bash"])).unwrap();
+    let out = lynx(dir, &["generate", "run", "--last", "--device", "cpu"]);
+    assert!(!out.status.success());
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_and_names_the_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let wild = ["--set", "schedule.lr=1e38", "--set", "schedule.warmup=0", "--set", "train.steps=50", "--set", "train.checkpoint_interval=1", "--set", "train.eval_interval=0"];
+    bad(dir.path(), &train_args("run", &wild), 8, &["step", "node", "--resume"]);
+}
+
+#[test]
+fn two_runs_in_one_folder_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = start(dir.path(), "run", &["--set", "train.steps=100000"]);
+    wait_for(dir.path().join("run"), 3);
+    bad(dir.path(), &["train", "--resume", "run"], 2, &["another run"]);
+    bad(dir.path(), &train_args("run", &[]), 2, &["another run"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    bad(dir.path(), &train_args("/dev/null/run", &[]), 7, &["/dev/null"]);
+}
