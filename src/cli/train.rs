@@ -19,7 +19,7 @@ use std::sync::Arc;
 #[derive(clap::Args)]
 pub struct Args {
     /// Preset or TOML file (default: minigpt, which trains on the built-in corpus in minutes)
-    #[arg(short, long, alias = "preset", default_value = "minigpt", value_name = "PRESET|FILE")]
+    #[arg(short, long, visible_alias = "preset", default_value = "minigpt", value_name = "PRESET|FILE")]
     config: String,
     /// Change one setting, as in `--set train.steps=500`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -34,11 +34,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on with the run in this folder
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["config", "data", "out"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["config", "data", "out"])]
     resume: Option<PathBuf>,
-    /// With --resume: from the best checkpoint instead of the last
-    #[arg(long, requires = "resume")]
-    best: bool,
+    /// With --resume: from this checkpoint (last, best or step-N)
+    #[arg(long, requires = "resume", default_value = "last", value_name = "WHICH")]
+    checkpoint: String,
     /// Print parameters, memory plan and cost of a step, and stop
     #[arg(long)]
     dry_run: bool,
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     graph: Option<PathBuf>,
     /// A dashboard in the terminal instead of lines
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     tui: bool,
 }
 
@@ -56,7 +56,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let (mut config, name, mut run) = match &args.resume {
         Some(folder) => {
             let (run, config) = RunDir::open(folder, &sets)?;
-            start = Start::Resume(if args.best { Which::Best } else { Which::Last });
+            start = Start::Resume(args.checkpoint.parse()?);
             (config, String::new(), Some(run))
         }
         None => {
@@ -87,6 +87,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         Some(run) => run,
         None => RunDir::create(&config, &name)?,
     };
+    run.manifest.data = data.describe();
     let control = Arc::new(Control::default());
     control.listen_to_signals()?;
     let mut observers: Vec<Box<dyn Observer>> = Vec::new();
@@ -121,6 +122,9 @@ fn overrides(args: &Args) -> Vec<String> {
     let mut sets = Vec::new();
     if let Some(path) = &args.data {
         sets.push(format!("data.source={}", path.display()));
+        sets.push("data.batching=auto".into());
+        // Another text has another vocabulary.
+        sets.push("model.vocab_size=0".into());
     }
     sets.extend(args.set.iter().cloned());
     if let Some(device) = &args.device {

@@ -15,6 +15,7 @@ use crate::{Error, Result, shader};
 /// Inputs p, g, m, v of one shape, `hyper` [4] (see [`AdamW::hyper`]) and the gradient's scale, a scalar. Outputs p, m, v, in place:
 /// with g' = scale g: m = beta1 m + (1 - beta1) g'; v = beta2 v + (1 - beta2) g'^2;
 /// p = p (1 - lr decay) - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps), decay = weight_decay * its factor in `hyper`.
+/// A negative scale changes nothing: it says that the gradient is not to be used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdamW {
     pub beta1: f32,
@@ -37,6 +38,7 @@ impl AdamW {
 ///
 /// Inputs p, g, v of one shape, `hyper` [2] (learning rate, factor on the weight decay) and the gradient's scale, a scalar.
 /// Outputs p, v, in place: with g' = scale g + decay p: v = momentum v + (1 - dampening) g'; p = p - lr (nesterov ? g' + momentum v : v).
+/// A negative scale changes nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SgdMomentum {
     pub momentum: f32,
