@@ -3,6 +3,7 @@
 use super::checkpoint::{Opened, newest_run};
 use crate::data::{Cache, EvalBatches, TokenSplit, ngram};
 use crate::device::choose;
+use crate::ops::workloads::workloads;
 use crate::train::data::Prepared;
 use crate::train::model::{EvalSum, TrainModel};
 use crate::{Error, Result};
@@ -49,7 +50,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let mut config = opened.config.clone();
     let data = Prepared::new(&mut config, Some(opened.tokenizer.clone()), &Cache::from_environment())?;
     let (name, split) = chosen_split(&args, &opened, &data)?;
-    let chosen = choose::choose(&args.device)?;
+    let chosen = choose::choose(&args.device, workloads)?;
     let mut session = opened.session(chosen.device)?;
     let batch = args.batch.unwrap_or(opened.config.train.batch_size);
     let batches = EvalBatches::new(split.clone(), batch, opened.config.model.context())?;

@@ -3,6 +3,7 @@
 use super::checkpoint::{Opened, newest_run};
 use crate::Result;
 use crate::device::choose;
+use crate::ops::workloads::workloads;
 use crate::infer::Sampling;
 use serde_json::json;
 use std::io::Write;
@@ -50,7 +51,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         None => newest_run()?,
     };
     let opened = Opened::find(&path, args.last)?;
-    let chosen = choose::choose(&args.device)?;
+    let chosen = choose::choose(&args.device, workloads)?;
     let mut session = opened.session(chosen.device)?;
     let mut results = Vec::new();
     for index in 0..args.samples {

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::data::ngram;
 use crate::device::choose;
+use crate::ops::workloads::workloads;
 use crate::data::Cache;
 use crate::models::setup;
 use crate::train::checkpoint::{ModelFiles, Which};
@@ -67,7 +68,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     if config.run.threads > 0 {
         kernels_cpu::threads::set_threads(config.run.threads);
     }
-    let chosen = choose::choose(&config.run.device)?;
+    let chosen = choose::choose(&config.run.device, workloads)?;
     eprintln!("device: {}", chosen.reason);
     let saved_tokenizer = match &run {
         Some(run) => super::checkpoint::tokenizer_of(run.path())?,
