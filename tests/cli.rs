@@ -137,10 +137,10 @@ fn a_run_killed_in_mid_step_resumes_to_the_same_weights_bit_for_bit() {
 #[test]
 fn ctrl_c_and_sigterm_save_and_say_how_to_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
         let child = start(dir.path(), signal, &["--set", "train.steps=100000"]);
         wait_for(dir.path().join(signal), 10);
-        Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
         let out = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
         assert_eq!(out.status.code(), Some(code), "{text}");

@@ -6,7 +6,7 @@ use lynx_gpu::device::gpu::{Context, Options};
 use lynx_gpu::models::gpt::Gpt;
 use lynx_gpu::data::{Cache, TrainBatches};
 use lynx_gpu::models::setup;
-use lynx_gpu::models::{LanguageModel, Session};
+use lynx_gpu::models::Session;
 use lynx_gpu::train::checkpoint::{ModelFiles, Which};
 use lynx_gpu::train::data::Prepared;
 use lynx_gpu::train::model::{Batch, BatchSource, ModelState, StepInfo, TensorData, TrainModel};

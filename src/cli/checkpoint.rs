@@ -6,7 +6,7 @@ use crate::models::{Session, setup};
 use crate::tokenizer::Tokenizer;
 use crate::train::checkpoint::{CheckpointStore, Which};
 use crate::train::files;
-use crate::train::model::{StateLayout, TrainModel};
+use crate::train::model::{ModelState, TrainModel};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -44,9 +44,8 @@ impl Opened {
         let model = setup::model(&self.config.model)?;
         let (optimizer, seed) = (self.config.optimizer.clone(), self.config.train.seed);
         let mut session = Session::for_inference(model, self.tokenizer.clone(), optimizer, device, seed)?;
-        let layout = StateLayout { weights: session.layout().weights, optimizer: vec![] };
-        let loaded = self.store.load(self.which, &layout)?;
-        session.load_state(crate::train::model::ModelState { optimizer: vec![], ..loaded.model })?;
+        let weights = self.store.load_weights(self.which, &session.layout().weights)?;
+        session.load_state(ModelState { weights, optimizer: vec![] })?;
         Ok(session)
     }
 }

@@ -6,7 +6,7 @@ use crate::device::choose;
 use crate::ops::workloads::workloads;
 use crate::data::Cache;
 use crate::models::setup;
-use crate::train::checkpoint::{ModelFiles, Which};
+use crate::train::checkpoint::ModelFiles;
 use crate::train::data::Prepared;
 use crate::train::observer::{Console, JsonLines, Observer};
 use crate::train::run_dir::RunDir;

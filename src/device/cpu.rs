@@ -19,14 +19,18 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    pub fn zeroed(bytes: u64) -> Self {
+    /// # Errors
+    /// `Error::Device` when the system has no memory for it.
+    pub fn zeroed(bytes: u64) -> Result<Self> {
         let bytes = bytes as usize;
         // SAFETY: the layout has a non-zero size and a power-of-two alignment.
         let ptr = unsafe { alloc_zeroed(Self::layout(bytes)) };
         if ptr.is_null() {
-            std::alloc::handle_alloc_error(Self::layout(bytes));
+            return Err(Error::Device(format!(
+                "no memory for a buffer of {bytes} bytes; use a smaller batch (--set train.batch_size=N) or context"
+            )));
         }
-        Buffer { ptr, bytes }
+        Ok(Buffer { ptr, bytes })
     }
     fn layout(bytes: usize) -> Layout {
         Layout::from_size_align(bytes.max(64), 64).expect("a buffer is smaller than the address space")
@@ -69,12 +73,12 @@ impl Runner {
                     _ => return Err(Error::Graph(format!("variable '{name}' lives on another device"))),
                 },
                 Home::Constant(value) => {
-                    let m = Buffer::zeroed(spec.bytes);
+                    let m = Buffer::zeroed(spec.bytes)?;
                     // SAFETY: just created.
                     unsafe { m.write(&value.to_bytes()) };
                     Arc::new(m)
                 }
-                Home::Input(_) | Home::Transient => Arc::new(Buffer::zeroed(spec.bytes)),
+                Home::Input(_) | Home::Transient => Arc::new(Buffer::zeroed(spec.bytes)?),
             });
         }
         let operand = |p: &Place| Operand { ty: p.ty.clone(), ptr: buffers[p.buffer].ptr };

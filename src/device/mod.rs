@@ -107,7 +107,7 @@ impl Store {
         }
         let memory = match &self.device {
             Device::Reference => Memory::Reference(reference::Shared::zeros(ty)),
-            Device::Cpu => Memory::Cpu(Arc::new(cpu::Buffer::zeroed(ty.bytes()))),
+            Device::Cpu => Memory::Cpu(Arc::new(cpu::Buffer::zeroed(ty.bytes())?)),
             Device::Gpu(context) => Memory::Gpu(context.create_buffer(name, ty.bytes())?),
         };
         self.variables.insert(name.into(), Variable { ty: ty.clone(), memory });

@@ -5,7 +5,7 @@
 //! `last` names the step to resume from; it moves only after its checkpoint is complete.
 
 use super::files;
-use super::model::{ModelState, StateLayout};
+use super::model::{ModelState, NamedTensor, StateLayout, TensorSpec};
 use super::schedule::EarlyStopping;
 use super::tensor_file::{self, Checksums};
 use crate::error::{Error, Result};
@@ -230,12 +230,25 @@ impl CheckpointStore {
     /// # Errors
     /// `Error::Checkpoint` naming the file and tensor at fault, and the newest other checkpoint that is sound.
     pub fn load(&self, which: Which, layout: &StateLayout) -> Result<Loaded> {
+        self.load_with(which, |step| self.load_step(step, layout))
+    }
+
+    /// The weights alone, to use a model without training it; checked as by [`CheckpointStore::load`].
+    pub fn load_weights(&self, which: Which, specs: &[TensorSpec]) -> Result<Vec<NamedTensor>> {
+        self.load_with(which, |step| {
+            let path = self.path(step);
+            verify(&path)?;
+            tensor_file::read(&path.join(WEIGHTS_FILE), specs)
+        })
+    }
+
+    fn load_with<T>(&self, which: Which, read: impl Fn(u64) -> Result<T>) -> Result<T> {
         let Some(step) = self.find(which) else {
             let have: Vec<String> = self.steps().into_iter().map(folder_name).collect();
             let have = if have.is_empty() { "there are none".into() } else { format!("there are {}", have.join(", ")) };
             return Err(damaged(&self.folder, format!("no checkpoint for {which:?}; {have}")));
         };
-        self.load_step(step, layout).map_err(|error| match error {
+        read(step).map_err(|error| match error {
             Error::Checkpoint(message) => Error::Checkpoint(format!("{message}; {}", self.offer_instead(step))),
             error => error,
         })

@@ -162,7 +162,7 @@ impl Runner {
             let call = &work.calls[index];
             if let Some(why) = &l.fallback {
                 notes.fallback.push(format!("{} ({}): {why}", call.label, call.kernel.name()));
-                steps.push(Step::Cpu(twin(index, &work)));
+                steps.push(Step::Cpu(twin(index, &work)?));
                 continue;
             }
             for (k, d) in l.dispatches.iter().enumerate() {
@@ -397,26 +397,24 @@ fn bind_group<'a>(
     })
 }
 
-fn twin(index: usize, work: &Work) -> Twin {
+fn twin(index: usize, work: &Work) -> Result<Twin> {
     let call = &work.calls[index];
-    let hosts = |places: &[Place]| -> Vec<Arc<cpu::Buffer>> {
-        places.iter().map(|p| Arc::new(cpu::Buffer::zeroed(p.ty.bytes()))).collect()
-    };
-    let inputs = hosts(&call.inputs);
+    let host = |p: &Place| Ok(Arc::new(cpu::Buffer::zeroed(p.ty.bytes())?));
+    let inputs: Vec<Arc<cpu::Buffer>> = call.inputs.iter().map(host).collect::<Result<_>>()?;
     // An in-place output writes over its input's host copy, as it does on the device.
     let outputs: Vec<Arc<cpu::Buffer>> = call
         .outputs
         .iter()
         .map(|o| match call.inputs.iter().position(|i| i.buffer == o.buffer) {
-            Some(i) => inputs[i].clone(),
-            None => Arc::new(cpu::Buffer::zeroed(o.ty.bytes())),
+            Some(i) => Ok(inputs[i].clone()),
+            None => host(o),
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let operands = |places: &[Place], hosts: &[Arc<cpu::Buffer>]| {
         places.iter().zip(hosts).map(|(p, h)| Operand { ty: p.ty.clone(), ptr: h.as_ptr() }).collect()
     };
     let operands = CpuCall { inputs: operands(&call.inputs, &inputs), outputs: operands(&call.outputs, &outputs) };
-    Twin { call: index, operands, inputs, outputs }
+    Ok(Twin { call: index, operands, inputs, outputs })
 }
 
 impl Executable for Runner {
