@@ -68,11 +68,17 @@ fn one_command_trains_and_the_others_use_what_it_made() {
     assert!(outcome["ngram"]["perplexity"].as_f64().unwrap() > 1.0);
     let first = lines.iter().find(|l| l["kind"] == "train").unwrap()["loss"].as_f64().unwrap();
     assert!(outcome["best_validation_loss"].as_f64().unwrap() < first, "it learns: {outcome}");
-    for file in ["manifest.json", "config.toml", "metrics.jsonl", "loss.svg", "samples.txt", "checkpoints/step-40/config.json"] {
+    for file in
+        ["manifest.json", "config.toml", "metrics.jsonl", "loss.svg", "samples.txt", "checkpoints/step-40/config.json"]
+    {
         assert!(dir.join("run").join(file).is_file(), "{file}");
     }
-    let generated: Value = serde_json::from_str(&good(dir, &["generate", "run", "--device", "cpu", "--json", "-n", "12", "-p", "es:"])).unwrap();
-    let again: Value = serde_json::from_str(&good(dir, &["generate", "run", "--device", "cpu", "--json", "-n", "12", "-p", "es:"])).unwrap();
+    let generated: Value =
+        serde_json::from_str(&good(dir, &["generate", "run", "--device", "cpu", "--json", "-n", "12", "-p", "es:"]))
+            .unwrap();
+    let again: Value =
+        serde_json::from_str(&good(dir, &["generate", "run", "--device", "cpu", "--json", "-n", "12", "-p", "es:"]))
+            .unwrap();
     assert_eq!(generated[0]["generation"], again[0]["generation"], "the seed decides");
     let text = good(dir, &["generate", "run", "--device", "cpu", "-n", "12", "-p", "es:"]);
     assert_eq!(text.trim_end_matches('\n'), format!("es:{}", generated[0]["generation"]["text"].as_str().unwrap()));
@@ -88,7 +94,9 @@ fn one_command_trains_and_the_others_use_what_it_made() {
 fn a_dry_run_prints_the_plan_and_trains_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let text = good(dir.path(), &train_args("run", &["--dry-run", "--graph", "step.dot"]));
-    for word in ["model.layers.1.mlp.down_proj.weight", "weights", "gradients", "optimizer", "activations", "workspace", "FLOP"] {
+    for word in
+        ["model.layers.1.mlp.down_proj.weight", "weights", "gradients", "optimizer", "activations", "workspace", "FLOP"]
+    {
         assert!(text.contains(word), "'{word}' is missing in:\n{text}");
     }
     assert!(!dir.path().join("run").exists());
@@ -123,7 +131,16 @@ fn wait_for(run: PathBuf, step: usize) {
 fn a_run_killed_in_mid_step_resumes_to_the_same_weights_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let sets = ["--set", "train.steps=400", "--set", "train.checkpoint_interval=50", "--set", "model.dropout=0.1", "--set", "train.eval_interval=100"];
+    let sets = [
+        "--set",
+        "train.steps=400",
+        "--set",
+        "train.checkpoint_interval=50",
+        "--set",
+        "model.dropout=0.1",
+        "--set",
+        "train.eval_interval=100",
+    ];
     good(dir, &train_args("straight", &sets));
     let mut child = start(dir, "killed", &sets);
     wait_for(dir.join("killed"), 120);
@@ -183,7 +200,13 @@ fn bad_text_names_the_file_and_the_place() {
 fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_stays_usable() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    good(dir, &train_args("run", &["--set", "train.steps=20", "--set", "train.checkpoint_interval=10", "--set", "train.eval_interval=0"]));
+    good(
+        dir,
+        &train_args(
+            "run",
+            &["--set", "train.steps=20", "--set", "train.checkpoint_interval=10", "--set", "train.eval_interval=0"],
+        ),
+    );
     let path = dir.join("run/checkpoints/step-20/model.safetensors");
     let whole = std::fs::read(&path).unwrap();
     let mut flipped = whole.clone();
@@ -207,7 +230,18 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_stays_usable() 
 #[test]
 fn a_loss_that_is_not_finite_ends_the_run_and_names_the_node() {
     let dir = tempfile::tempdir().unwrap();
-    let wild = ["--set", "schedule.lr=1e38", "--set", "schedule.warmup=0", "--set", "train.steps=50", "--set", "train.checkpoint_interval=1", "--set", "train.eval_interval=0"];
+    let wild = [
+        "--set",
+        "schedule.lr=1e38",
+        "--set",
+        "schedule.warmup=0",
+        "--set",
+        "train.steps=50",
+        "--set",
+        "train.checkpoint_interval=1",
+        "--set",
+        "train.eval_interval=0",
+    ];
     bad(dir.path(), &train_args("run", &wild), 8, &["step", "node", "--resume"]);
 }
 

@@ -138,7 +138,8 @@ fn agrees_with_pytorch(device: &Device) {
         }
         assert_eq!(checked, golden.keys().filter(|k| k.starts_with("weights/")).count());
 
-        let optimizer = OptimizerConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0, ..Default::default() };
+        let optimizer =
+            OptimizerConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0, ..Default::default() };
         let plan = Plan::new(&graphs::whole_step(&model, &optimizer, (batch, time)).unwrap()).unwrap();
         let mut store = Store::new(device);
         let mut exe = plan.prepare(&mut store).unwrap();

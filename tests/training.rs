@@ -1,12 +1,12 @@
 //! The engine under the training loop: counts, equivalences, bit-exact resumption, what happens when a device is lost.
 
 use lynx_gpu::config::{Config, GptConfig, OptimizerConfig};
+use lynx_gpu::data::{Cache, TrainBatches};
 use lynx_gpu::device::Device;
 use lynx_gpu::device::gpu::{Context, Options};
-use lynx_gpu::models::gpt::Gpt;
-use lynx_gpu::data::{Cache, TrainBatches};
-use lynx_gpu::models::setup;
 use lynx_gpu::models::Session;
+use lynx_gpu::models::gpt::Gpt;
+use lynx_gpu::models::setup;
 use lynx_gpu::train::checkpoint::{ModelFiles, Which};
 use lynx_gpu::train::data::Prepared;
 use lynx_gpu::train::model::{Batch, BatchSource, ModelState, StepInfo, TensorData, TrainModel};
@@ -35,7 +35,8 @@ fn devices() -> Vec<Device> {
 }
 
 fn config(sets: &[&str]) -> Config {
-    let small = ["model.width=32", "model.context=16", "train.batch_size=4", "data.batching=packed", "train.eval_interval=0"];
+    let small =
+        ["model.width=32", "model.context=16", "train.batch_size=4", "data.batching=packed", "train.eval_interval=0"];
     let sets: Vec<String> = small.iter().chain(sets).map(|s| s.to_string()).collect();
     Config::load("minigpt", &sets).unwrap().0
 }
@@ -188,7 +189,14 @@ fn the_memory_plan_is_what_is_allocated() {
 }
 
 /// Runs the loop on a folder, stopping (as Ctrl-C does) after `stop` steps if given.
-fn train(c: &mut Config, device: &Device, root: &Path, name: &str, start: Start, stop: Option<u64>) -> (Outcome, String) {
+fn train(
+    c: &mut Config,
+    device: &Device,
+    root: &Path,
+    name: &str,
+    start: Start,
+    stop: Option<u64>,
+) -> (Outcome, String) {
     c.run.root = root.to_string_lossy().into_owned();
     c.run.name = name.into();
     let (mut s, mut batches, data) = session(c, device);

@@ -59,7 +59,9 @@ fn locate(path: &Path) -> Result<(PathBuf, Option<u64>)> {
     let step = name.strip_prefix("step-").and_then(|s| s.parse().ok());
     let run = path.parent().and_then(Path::parent);
     match (run, step) {
-        (Some(run), Some(step)) if path.is_dir() && run.join("config.toml").is_file() => Ok((run.to_path_buf(), Some(step))),
+        (Some(run), Some(step)) if path.is_dir() && run.join("config.toml").is_file() => {
+            Ok((run.to_path_buf(), Some(step)))
+        }
         _ => Err(Error::Checkpoint(format!(
             "{}: neither a run folder (with config.toml) nor a checkpoint in one (checkpoints/step-N)",
             path.display()

@@ -3,8 +3,8 @@
 use super::checkpoint::{Opened, newest_run};
 use crate::Result;
 use crate::device::choose;
-use crate::ops::workloads::workloads;
 use crate::infer::Sampling;
+use crate::ops::workloads::workloads;
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -43,8 +43,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
-    let sampling =
-        Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.validate()?;
     let path = match args.model {
         Some(path) => path,

@@ -73,7 +73,14 @@ pub fn plan(report: &PlanReport, json: bool) -> Result<()> {
         None => println!("  {:<22} {:>12}", "device has free", "not told"),
     }
     let c = &report.cost;
-    println!("\none step: {} tokens, {}FLOP, {}B moved ({:.1} FLOP/B), {} kernels", report.tokens_per_step, si(c.flops), si(c.bytes()), c.flops / c.bytes().max(1.0), report.nodes);
+    println!(
+        "\none step: {} tokens, {}FLOP, {}B moved ({:.1} FLOP/B), {} kernels",
+        report.tokens_per_step,
+        si(c.flops),
+        si(c.bytes()),
+        c.flops / c.bytes().max(1.0),
+        report.nodes
+    );
     for p in &report.passes {
         println!("passes: {} dead, {} common, {} fused, {} absorbed", p.dead, p.common, p.fused, p.absorbed);
     }

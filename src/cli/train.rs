@@ -1,11 +1,12 @@
 //! `lynx-gpu train`: trains a model and shows it happening.
 
+use crate::Result;
 use crate::config::Config;
+use crate::data::Cache;
 use crate::data::ngram;
 use crate::device::choose;
-use crate::ops::workloads::workloads;
-use crate::data::Cache;
 use crate::models::setup;
+use crate::ops::workloads::workloads;
 use crate::train::checkpoint::ModelFiles;
 use crate::train::data::Prepared;
 use crate::train::observer::{Console, JsonLines, Observer};
@@ -13,7 +14,6 @@ use crate::train::run_dir::RunDir;
 use crate::train::signals::Control;
 use crate::train::trainer::{Start, Training};
 use crate::train::tui::Tui;
-use crate::Result;
 use std::path::PathBuf;
 use std::sync::Arc;
 

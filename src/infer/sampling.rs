@@ -98,7 +98,8 @@ mod tests {
         (0..n).for_each(|i| counts[choose(&LOGITS, &sampling, i).unwrap() as usize] += 1.0);
         let weights: Vec<f64> = LOGITS.iter().map(|l| (*l as f64 / 1.5).exp()).collect();
         let total: f64 = weights.iter().sum();
-        let chi: f64 = counts.iter().zip(&weights).map(|(c, w)| (c - n as f64 * w / total).powi(2) / (n as f64 * w / total)).sum();
+        let chi: f64 =
+            counts.iter().zip(&weights).map(|(c, w)| (c - n as f64 * w / total).powi(2) / (n as f64 * w / total)).sum();
         assert!(chi < 16.27, "chi-square {chi}");
     }
 

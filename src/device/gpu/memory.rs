@@ -29,7 +29,8 @@ impl Context {
 
     pub(super) fn create(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let (bytes, max) = (Self::rounded(bytes), self.caps().limits.max_buffer);
-        let what_to_do = "use a smaller batch or context (--set train.batch_size=N, --set model.context=N), or --device cpu";
+        let what_to_do =
+            "use a smaller batch or context (--set train.batch_size=N, --set model.context=N), or --device cpu";
         if bytes > max {
             return Err(Error::Device(format!(
                 "{label} needs {bytes} bytes, {} allows {max} in one buffer; {what_to_do}",

@@ -163,7 +163,12 @@ fn update(
                 graph.adamw(adamw(optimizer, decay), (*w, *g, slots[0], slots[1]), hyper, scale)?;
             }
             OptimizerKind::Sgd => {
-                let op = SgdMomentum { momentum: optimizer.momentum as f32, dampening: 0.0, nesterov: false, weight_decay: decay };
+                let op = SgdMomentum {
+                    momentum: optimizer.momentum as f32,
+                    dampening: 0.0,
+                    nesterov: false,
+                    weight_decay: decay,
+                };
                 graph.sgd_momentum(op, (*w, *g, slots[0]), hyper, scale)?;
             }
         }

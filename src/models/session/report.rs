@@ -54,7 +54,12 @@ impl Session {
         let tensors: Vec<TensorRow> = self
             .parameters
             .iter()
-            .map(|p| TensorRow { name: p.name.clone(), shape: p.shape.clone(), parameters: p.elements(), decays: p.decays() })
+            .map(|p| TensorRow {
+                name: p.name.clone(),
+                shape: p.shape.clone(),
+                parameters: p.elements(),
+                decays: p.decays(),
+            })
             .collect();
         PlanReport {
             summary: self.model.summary(),
