@@ -4,7 +4,10 @@
 
 pub mod case;
 pub mod check;
+#[cfg(test)]
+mod on_devices;
 mod rows;
+mod sequence;
 pub mod workloads;
 
 use crate::graph::{Graph, Op};
@@ -33,6 +36,7 @@ macro_rules! operators {
 operators! {
     attention,
     attention_grad,
+    chebyshev,
     clip,
     conv,
     cross_entropy,
@@ -44,9 +48,11 @@ operators! {
     norm,
     optimizer,
     pointwise,
+    procrustes,
     reduce,
     reshape,
     rope,
+    scan,
     softmax,
 }
 

@@ -50,7 +50,9 @@ pub fn caps(adapter: &wgpu::Adapter, options: &Options) -> Caps {
             offset_alignment: limits.min_storage_buffer_offset_alignment as u64,
             max_groups_per_dimension: limits.max_compute_workgroups_per_dimension,
             max_invocations: limits.max_compute_invocations_per_workgroup,
-            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            workgroup_memory: limits
+                .max_compute_workgroup_storage_size
+                .min(options.max_workgroup_memory.unwrap_or(u32::MAX)),
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
         },
         subgroup_sizes: if features.subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },

@@ -19,6 +19,8 @@ pub struct Options {
     pub features: Features,
     /// Never bind more than this many bytes at once.
     pub max_binding: Option<u64>,
+    /// Never use more than this many bytes of workgroup memory.
+    pub max_workgroup_memory: Option<u32>,
     /// Expected seconds that one dispatch may take (the watchdog of a desktop resets the GPU after about 2 s).
     pub seconds_per_dispatch: f64,
     /// FLOP/s and bytes/s by measurement, in place of cautious guesses: they decide how finely work is cut.
@@ -34,6 +36,7 @@ impl Default for Options {
             checked: false,
             features: all,
             max_binding: None,
+            max_workgroup_memory: None,
             seconds_per_dispatch: 0.1,
             rates: None,
             as_hardware: false,

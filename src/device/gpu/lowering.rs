@@ -221,8 +221,53 @@ impl<'a> Lowering<'a> {
         Ok((0..rows.div_ceil(size)).map(|i| i * size..((i + 1) * size).min(rows)).collect())
     }
 
-    /// Workgroup counts for `n` workgroups in one line; the shader reads `wid.x + wid.y * num_workgroups.x` and must ignore
-    /// indices from `n` on.
+    /// As `chunks`, but a range may start at any row: bind it with `window`. A binding also holds `slack` bytes beside
+    /// the rows.
+    pub fn pieces(
+        &self,
+        rows: usize,
+        row_bytes: &[u64],
+        row_flops: f64,
+        slack: u64,
+    ) -> Result<Vec<Range<usize>>, Unsupported> {
+        let (widest, bytes) = (row_bytes.iter().max().copied().unwrap_or(0), row_bytes.iter().sum::<u64>());
+        let seconds = (row_flops / self.caps.flops_per_second).max(bytes as f64 / self.caps.bytes_per_second);
+        let by_time = (self.caps.seconds_per_dispatch / seconds.max(1e-15)).max(1.0);
+        let limits = &self.caps.limits;
+        if rows as f64 <= by_time && rows as u64 * widest <= limits.max_binding {
+            return Ok(std::iter::once(0..rows).collect());
+        }
+        let by_binding = limits.max_binding.saturating_sub(slack + limits.offset_alignment) / widest.max(1);
+        if by_binding == 0 {
+            let max = limits.max_binding;
+            return Err(Unsupported(format!("a row of {widest} bytes does not fit a binding of {max} bytes")));
+        }
+        self.split.set(true);
+        let size = (by_binding as f64).min(by_time) as usize;
+        Ok((0..rows.div_ceil(size)).map(|i| i * size..((i + 1) * size).min(rows)).collect())
+    }
+
+    /// Binds `bytes` of `buf`, from the last place before them where a binding may start; returns with it how many
+    /// 32-bit words come before the first one asked for.
+    pub fn window(&self, buf: Buf, bytes: Range<u64>, write: bool) -> (Bind, usize) {
+        let start = bytes.start / self.caps.limits.offset_alignment * self.caps.limits.offset_alignment;
+        let ahead = (bytes.start - start) as usize / 4;
+        (Bind { write, ..self.read_part(buf, start..bytes.end) }, ahead)
+    }
+
+    /// Refuses an invocation that goes round loops `iterations` times in all, where that is more than the device runs:
+    /// Mesa's software devices end every loop silently after 65 535 rounds of all loops together (gallivm's loop
+    /// limiter).
+    pub fn loops(&self, iterations: usize) -> Result<(), Unsupported> {
+        const SOFTWARE: usize = 60_000;
+        if self.caps.software && iterations > SOFTWARE {
+            return Err(Unsupported(format!("{iterations} rounds of loops exceed what a software device runs")));
+        }
+        Ok(())
+    }
+
+    /// Workgroup counts for `n` workgroups in one line; the shader reads `wid.x + wid.y * num_workgroups.x` and must
+    /// ignore indices from `n` on.
     pub fn line(&self, n: usize) -> [u32; 3] {
         let max = self.caps.limits.max_groups_per_dimension as usize;
         if n <= max {
@@ -244,6 +289,24 @@ impl<'a> Lowering<'a> {
     ) -> Result<(), Unsupported> {
         let source = shader::render(template, &variables).map_err(|e| Unsupported(e.to_string()))?;
         self.dispatch_source(Shader { label: label.into(), source, entry: "main" }, binds, params, groups)
+    }
+
+    /// As `dispatch`, for templates that declare their storage from the list `bindings` of `{name, access}`.
+    pub fn dispatch_named(
+        &mut self,
+        label: impl Into<String>,
+        template: &'static str,
+        variables: minijinja::Value,
+        binds: &[(&'static str, Bind)],
+        params: Params,
+        groups: [u32; 3],
+    ) -> Result<(), Unsupported> {
+        let access = |b: &Bind| if b.write { "read_write" } else { "read" };
+        let bindings: Vec<_> =
+            binds.iter().map(|(name, b)| minijinja::context! { name => *name, access => access(b) }).collect();
+        let variables = minijinja::context! { bindings, ..variables };
+        let binds: Vec<Bind> = binds.iter().map(|(_, b)| *b).collect();
+        self.dispatch(label, template, variables, &binds, params, groups)
     }
 
     /// As `dispatch`, for WGSL made by the operator itself.

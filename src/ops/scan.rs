@@ -1,0 +1,329 @@
+//! The elementwise gated scan h_t = g_t h_{t-1} + u_t, in its three forms: *naive* is the reference executor's
+//! definition; *recurrent* walks time with a constant state; *chunked* runs chunks in parallel and passes states
+//! between them (Blelloch 1990; Martin and Cundy 2018).
+
+#[cfg(test)]
+mod tests;
+
+use super::sequence::{Piece, Sequence};
+use super::{Case, Graph, Op, Sample, Spec, Values};
+use crate::Result;
+use crate::device::gpu::{Buf, Lowering, Params};
+use crate::device::{Cost, CpuCall, Kernel, Unsupported};
+use crate::graph::{Gradient, Value};
+use crate::tensor::{DType, RefTensor, TensorType};
+use kernels_cpu::scan::{ScanShape, gated_scan_chunked, gated_scan_chunked_backward};
+use minijinja::context;
+
+/// Inputs g, u [B, T, C] and, when `initial`, h0 [B, C]; output h [B, T, C].
+#[derive(Clone, Debug)]
+pub struct GatedScan {
+    /// Time steps of a chunk; 0: the recurrent form.
+    pub chunk: usize,
+    pub initial: bool,
+}
+
+/// Inputs g, h, dh and, when `initial`, h0; outputs dg, du and, when `initial`, dh0.
+#[derive(Clone, Debug)]
+pub struct GatedScanGrad {
+    pub chunk: usize,
+    pub initial: bool,
+}
+
+/// Chunks this long keep the walk short and the carried states few.
+const DEFAULT_CHUNK: usize = 64;
+
+/// Sizes for `kernels_cpu`, and the chunk there: all of time in the recurrent form.
+fn sizes(shape: &[usize], chunk: usize) -> (ScanShape, usize) {
+    let s = ScanShape { batch: shape[0], time: shape[1], channels: shape[2] };
+    (s, if chunk == 0 { s.time.max(1) } else { chunk })
+}
+
+fn check(op: &str, inputs: &[TensorType], full: usize, initial: bool) -> Result<(), String> {
+    let count = full + usize::from(initial);
+    if inputs.len() != count {
+        return Err(format!("{op} takes {count} operands, not {}", inputs.len()));
+    }
+    let x = &inputs[0];
+    if x.rank() != 3 || x.dtype != DType::F32 || inputs[1..full].iter().any(|t| t != x) {
+        return Err(format!("{op} takes {full} f32 tensors of one shape [batch, time, channels]"));
+    }
+    if initial && inputs[full] != TensorType::f32(&[x.shape[0], x.shape[2]]) {
+        return Err(format!("the initial state must be f32[{}, {}]", x.shape[0], x.shape[2]));
+    }
+    Ok(())
+}
+
+impl Kernel for GatedScan {
+    fn name(&self) -> &'static str {
+        "gated_scan"
+    }
+
+    fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
+        let s = Sequence::new(&inputs[0].shape);
+        let mut h = RefTensor::zeros(&outputs[0].shape);
+        for b in 0..s.batch {
+            for c in 0..s.channels {
+                let mut state = if self.initial { inputs[2].data[b * s.channels + c] } else { 0.0 };
+                for t in 0..s.time {
+                    let at = (b * s.time + t) * s.channels + c;
+                    state = inputs[0].data[at] * state + inputs[1].data[at];
+                    h.data[at] = state;
+                }
+            }
+        }
+        vec![h]
+    }
+
+    fn cpu(&self, call: &mut CpuCall) -> Result<()> {
+        let (s, chunk) = sizes(&call.input(0).shape, self.chunk);
+        let h0 = self.initial.then(|| call.f32(2));
+        gated_scan_chunked(s, chunk, call.f32(0), call.f32(1), h0, call.out_f32(0));
+        Ok(())
+    }
+
+    fn gpu(&self, l: &mut Lowering) -> Result<(), Unsupported> {
+        lower(l, self.chunk, self.initial, false)
+    }
+}
+
+/// Both directions: `reverse` walks from the end with dh in place of u.
+fn lower(l: &mut Lowering, chunk: usize, initial: bool, reverse: bool) -> Result<(), Unsupported> {
+    let whole = Sequence::new(&l.input(0).shape);
+    let mut pieces = whole.pieces(l, if reverse { 5 } else { 3 }, 2.0, Some(0))?;
+    let kept = pieces.iter().any(|p| p.times.len() < whole.time);
+    if reverse {
+        pieces.reverse();
+    }
+    let state = kept.then(|| l.scratch((whole.channels * 4) as u64));
+    let cuts = |p: &Piece| if chunk == 0 { 1 } else { p.times.len().div_ceil(chunk).max(1) };
+    let states = pieces.iter().map(|p| p.rows.len() * cuts(p)).max().unwrap_or(0) * whole.channels;
+    let chunked = pieces.iter().any(|p| cuts(p) > 1);
+    let memory = if chunked { Some([(); 3].map(|()| l.scratch((states * 4) as u64))) } else { None };
+    for piece in &pieces {
+        let memory = memory.filter(|_| cuts(piece) > 1);
+        scan_piece(l, &whole, piece, Walk { chunk, initial, reverse, state, memory })?;
+    }
+    Ok(())
+}
+
+struct Walk {
+    chunk: usize,
+    initial: bool,
+    reverse: bool,
+    /// Hands the state from one piece of a row's time to the next.
+    state: Option<Buf>,
+    /// Ends, products and starts of the chunks; None: the recurrent form.
+    memory: Option<[Buf; 3]>,
+}
+
+fn scan_piece(l: &mut Lowering, whole: &Sequence, piece: &Piece, walk: Walk) -> Result<(), Unsupported> {
+    let Walk { chunk, initial, reverse, state, memory } = walk;
+    let Piece { rows, times } = piece;
+    let (g, first) = whole.window(l, Buf::In(0), piece, false);
+    let source = whole.window(l, Buf::In(if reverse { 2 } else { 1 }), piece, false).0;
+    // States before each step: a window one step earlier, when there is an earlier step.
+    let early = usize::from(times.start > 0);
+    let before = Piece { rows: rows.clone(), times: times.start - early..times.end - early };
+    let (past, past_ahead) = whole.window(l, Buf::In(1), &before, false);
+    let chunk = if memory.is_some() { chunk } else { times.len() };
+    let chunks = times.len().div_ceil(chunk.max(1)).max(1);
+    let width = rows.len() * whole.channels;
+    l.loops(chunk.max(chunks))?;
+    let resumed = if reverse { times.end < whole.time } else { times.start > 0 };
+    let params = Params::new().u32(rows.len()).u32(times.len()).u32(whole.channels).u32(chunk).u32(chunks);
+    let params = params.u32(first).u32(past_ahead + early * whole.channels).u32(rows.start * whole.channels);
+    let params = params.u32(usize::from(times.start == 0)).u32(usize::from(resumed));
+
+    let shader = crate::shader!("scan.wgsl");
+    let kept = state.is_some();
+    let variant = |phase: &str, chunked: bool| context! { phase, reverse, initial, kept, chunked };
+    let mut edges = vec![];
+    if initial {
+        edges.push(if reverse { ("dh0", l.write(Buf::Out(2))) } else { ("h0", l.read(Buf::In(2))) });
+    }
+    if let Some(state) = state {
+        edges.push(("kept", l.write(state)));
+    }
+    let input = if reverse { "dh" } else { "u" };
+    let mut binds = vec![("g", g), (input, source)];
+    if reverse {
+        binds.push(("past", past));
+        let output = |o, name| (name, whole.window(l, Buf::Out(o), piece, true).0);
+        binds.extend([output(0, "dg"), output(1, "du")]);
+        if initial {
+            binds.push(("h0", l.read(Buf::In(3))));
+        }
+    } else {
+        binds.push(("h", whole.window(l, Buf::Out(0), piece, true).0));
+    }
+    let groups = l.line((width * chunks).div_ceil(64));
+    match memory {
+        None => {
+            binds.extend(edges);
+            l.dispatch_named("scan/recurrent", shader, variant("apply", false), &binds, params, groups)
+        }
+        Some([ends, products, starts]) => {
+            let walk = [("g", g), (input, source), ("ends", l.write(ends)), ("products", l.write(products))];
+            l.dispatch_named("scan/ends", shader, variant("ends", true), &walk, params.clone(), groups)?;
+            let mut carry = vec![("ends", l.read(ends)), ("products", l.read(products)), ("starts", l.write(starts))];
+            carry.extend(edges);
+            let lines = l.line(width.div_ceil(64));
+            l.dispatch_named("scan/carry", shader, variant("carry", true), &carry, params.clone(), lines)?;
+            binds.push(("starts", l.read(starts)));
+            l.dispatch_named("scan/chunked", shader, variant("apply", true), &binds, params, groups)
+        }
+    }
+}
+
+impl Op for GatedScan {
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        check("gated_scan", inputs, 2, self.initial)?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
+        let (h, dh) = (cx.outputs[0], cx.grad(0));
+        let mut inputs = vec![cx.inputs[0], h, dh];
+        inputs.extend(cx.inputs.get(2));
+        let op = GatedScanGrad { chunk: self.chunk, initial: self.initial };
+        Ok(cx.graph.apply(op, &inputs)?.into_iter().map(Some).collect())
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let n = outputs[0].elements() as f64;
+        let bytes_read = inputs.iter().map(|t| t.bytes() as f64).sum();
+        Cost { flops: 2.0 * n, bytes_read, bytes_written: outputs[0].bytes() as f64 }
+    }
+}
+
+impl Kernel for GatedScanGrad {
+    fn name(&self) -> &'static str {
+        "gated_scan_grad"
+    }
+
+    fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
+        let s = Sequence::new(&inputs[0].shape);
+        let (g, h, dh) = (inputs[0], inputs[1], inputs[2]);
+        let mut out: Vec<RefTensor> = outputs.iter().map(|t| RefTensor::zeros(&t.shape)).collect();
+        for b in 0..s.batch {
+            for c in 0..s.channels {
+                // dL/dh_t, collected from the end.
+                let mut adjoint = 0.0;
+                for t in (0..s.time).rev() {
+                    let at = (b * s.time + t) * s.channels + c;
+                    adjoint += dh.data[at];
+                    let before = match t {
+                        0 if self.initial => inputs[3].data[b * s.channels + c],
+                        0 => 0.0,
+                        _ => h.data[at - s.channels],
+                    };
+                    out[0].data[at] = adjoint * before;
+                    out[1].data[at] = adjoint;
+                    adjoint *= g.data[at];
+                }
+                if self.initial {
+                    out[2].data[b * s.channels + c] = adjoint;
+                }
+            }
+        }
+        out
+    }
+
+    fn cpu(&self, call: &mut CpuCall) -> Result<()> {
+        let (s, chunk) = sizes(&call.input(0).shape, self.chunk);
+        let h0 = self.initial.then(|| call.f32(3));
+        let dh0 = if self.initial { Some(call.out_f32(2)) } else { None };
+        let (g, h, dh) = (call.f32(0), call.f32(1), call.f32(2));
+        gated_scan_chunked_backward(s, chunk, g, h, h0, dh, call.out_f32(0), call.out_f32(1), dh0);
+        Ok(())
+    }
+
+    fn gpu(&self, l: &mut Lowering) -> Result<(), Unsupported> {
+        lower(l, self.chunk, self.initial, true)
+    }
+}
+
+impl Op for GatedScanGrad {
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        check("gated_scan_grad", inputs, 3, self.initial)?;
+        let x = inputs[0].clone();
+        Ok(if self.initial { vec![x.clone(), x, inputs[3].clone()] } else { vec![x.clone(), x] })
+    }
+    fn gradient(&self, _: &mut Gradient) -> Result<Vec<Option<Value>>> {
+        Err(crate::Error::Graph("the second derivative of gated_scan is not implemented".into()))
+    }
+
+    fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
+        let sum = |ts: &[TensorType]| ts.iter().map(|t| t.bytes() as f64).sum::<f64>();
+        Cost { flops: 3.0 * inputs[0].elements() as f64, bytes_read: sum(inputs), bytes_written: sum(outputs) }
+    }
+}
+
+impl Graph {
+    /// h_t = g_t h_{t-1} + u_t for g, u [B, T, C], from `h0` [B, C] or zero. Short sequences walk, long ones run in
+    /// chunks.
+    pub fn gated_scan(&mut self, g: Value, u: Value, h0: Option<Value>) -> Result<Value> {
+        let time = self.shape(g).get(1).copied().unwrap_or(0);
+        let chunk = if time > DEFAULT_CHUNK { DEFAULT_CHUNK } else { 0 };
+        let inputs: Vec<Value> = [g, u].into_iter().chain(h0).collect();
+        self.apply1(GatedScan { chunk, initial: h0.is_some() }, &inputs)
+    }
+}
+
+pub fn specs() -> Vec<Spec> {
+    vec![Spec { name: "gated_scan", cases: forward_cases }, Spec { name: "gated_scan_grad", cases: gradient_cases }]
+}
+
+const SHAPES: &[([usize; 3], usize)] = &[
+    ([1, 1, 1], 0),
+    ([2, 7, 3], 0),
+    ([2, 7, 3], 2),
+    ([1, 64, 5], 64),
+    ([1, 65, 5], 64),
+    ([3, 130, 17], 32),
+    ([2, 257, 64], 64),
+    ([1, 5, 600], 3),
+    ([0, 3, 2], 0),
+    ([2, 0, 3], 0),
+    ([2, 0, 3], 4),
+];
+
+/// Above 1 MiB: several rows of an odd size, so that pieces start anywhere, and rows that must be cut in time.
+const LARGE: &[([usize; 3], usize)] = &[([5, 613, 101], 64), ([2, 1409, 193], 0), ([2, 1409, 193], 100)];
+
+fn operands(shape: &[usize; 3], full: usize, initial: bool) -> Vec<Sample> {
+    // Gates inside (0, 1), as in every use: products of larger ones overflow.
+    let mut inputs = vec![Sample::new(shape, Values::Uniform(0.05, 0.999))];
+    (1..full).for_each(|_| inputs.push(Sample::normal(shape)));
+    if initial {
+        inputs.push(Sample::normal(&[shape[0], shape[2]]));
+    }
+    inputs
+}
+
+fn each(make: impl Fn(&[usize; 3], usize, bool) -> Case) -> Vec<Case> {
+    let both = |(shape, chunk): &([usize; 3], usize)| [false, true].map(|initial| make(shape, *chunk, initial));
+    SHAPES.iter().flat_map(both).collect()
+}
+
+fn label(shape: &[usize; 3], chunk: usize, initial: bool) -> String {
+    let form = if chunk == 0 { "recurrent".into() } else { format!("chunks of {chunk}") };
+    format!("{shape:?} {form}{}", if initial { " from h0" } else { "" })
+}
+
+fn forward_cases() -> Vec<Case> {
+    let case = |shape: &[usize; 3], chunk, initial| {
+        Case::new(label(shape, chunk, initial), GatedScan { chunk, initial }, operands(shape, 2, initial))
+    };
+    let mut cases = each(case);
+    cases.extend(LARGE.iter().map(|(shape, chunk)| case(shape, *chunk, true)));
+    cases
+}
+
+fn gradient_cases() -> Vec<Case> {
+    each(|shape, chunk, initial| {
+        let op = GatedScanGrad { chunk, initial };
+        Case::new(label(shape, chunk, initial), op, operands(shape, 3, initial)).forward_only()
+    })
+}
