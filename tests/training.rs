@@ -133,7 +133,7 @@ fn accumulated_micro_batches_take_the_same_step_as_one_large_batch() {
                 context: whole.context,
             };
             let parts: Vec<Batch> = (0..4).map(part).collect();
-            let (x, y) = (step(&mut a, &[whole.clone()], n), step(&mut b, &parts, n));
+            let (x, y) = (step(&mut a, std::slice::from_ref(&whole), n), step(&mut b, &parts, n));
             assert!((x.0 - y.0).abs() < 1e-5 && (x.1 - y.1).abs() < 1e-4 * x.1, "step {n}: {x:?} {y:?}");
         }
     }
@@ -147,7 +147,7 @@ fn cpu_and_gpu_take_the_same_fifty_steps_dropout_included() {
     let (mut other, _, _) = session(&mut c, &gpu);
     for n in 1..=50 {
         let batch = BatchSource::next_batch(&mut batches).unwrap();
-        let (x, y) = (step(&mut cpu, &[batch.clone()], n), step(&mut other, &[batch], n));
+        let (x, y) = (step(&mut cpu, std::slice::from_ref(&batch), n), step(&mut other, &[batch], n));
         assert!((x.0 - y.0).abs() < 1e-3, "step {n}: cpu {} gpu {}", x.0, y.0);
     }
 }

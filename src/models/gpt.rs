@@ -5,7 +5,7 @@ use super::LanguageModel;
 use crate::Result;
 use crate::config::{GptConfig, Init as Scheme, Positions, RopeLayout};
 use crate::graph::Value;
-use crate::nn::{Attention, Builder, Init, sinusoidal_table};
+use crate::nn::{Attention, Builder, FeedForward, Init, sinusoidal_table};
 use crate::ops::rope::{Layout, rope_tables};
 use crate::tensor::HostTensor;
 
@@ -102,9 +102,15 @@ impl Gpt {
         let h = b.dropout("attention_dropout", h)?;
         let x = b.graph.add(x, h)?;
         let h = self.norm(b, "post_attention_layernorm", x)?;
-        let down = self.branch_end(self.feed_forward_init(c.ff_width, c.width));
-        let init = |i, o| self.feed_forward_init(i, o);
-        let h = b.scoped("mlp", |b| b.feed_forward(h, c.width, c.ff_width, c.ff_kind, c.ff_bias, init, down))?;
+        let feed_forward = FeedForward {
+            width: c.width,
+            hidden: c.ff_width,
+            kind: c.ff_kind,
+            bias: c.ff_bias,
+            init: self.feed_forward_init(c.width, c.ff_width),
+            output_init: self.branch_end(self.feed_forward_init(c.ff_width, c.width)),
+        };
+        let h = b.scoped("mlp", |b| feed_forward.write(b, h))?;
         let h = b.dropout("mlp_dropout", h)?;
         b.graph.add(x, h)
     }

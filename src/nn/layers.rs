@@ -1,8 +1,8 @@
-//! Linear maps, norms, feed-forward networks, dropout sites, position tables.
+//! Linear maps, norms, dropout sites, position tables.
 
 use super::{Builder, Init, stream};
 use crate::Result;
-use crate::config::{FeedForward, Norm};
+use crate::config::Norm;
 use crate::graph::Value;
 
 impl Builder {
@@ -33,31 +33,6 @@ impl Builder {
                 Norm::Rmsnorm => Ok(b.graph.rms_norm(x, gain, eps as f32, false)?.0),
             }
         })
-    }
-
-    /// act(x W_up) W_down, or (silu(x W_gate) * (x W_up)) W_down when gated (Shazeer 2020).
-    pub fn feed_forward(
-        &mut self,
-        x: Value,
-        width: usize,
-        hidden: usize,
-        kind: FeedForward,
-        bias: bool,
-        init: impl Fn(usize, usize) -> Init,
-        down: Init,
-    ) -> Result<Value> {
-        let up = self.linear("up_proj", x, hidden, bias, init(width, hidden))?;
-        let h = match kind {
-            FeedForward::Swiglu => {
-                let gate = self.linear("gate_proj", x, hidden, bias, init(width, hidden))?;
-                let gate = self.graph.silu(gate)?;
-                self.graph.mul(gate, up)?
-            }
-            FeedForward::Gelu => self.graph.gelu_tanh(up)?,
-            FeedForward::GeluErf => self.graph.gelu_erf(up)?,
-            FeedForward::Relu => self.graph.relu(up)?,
-        };
-        self.linear("down_proj", h, width, bias, down)
     }
 
     /// Drops elements with the builder's probability while training; the mask belongs to this site's name.

@@ -2,9 +2,11 @@
 //! how they start, and the source of dropout's random numbers.
 
 mod attention;
+mod feed_forward;
 mod layers;
 
 pub use attention::Attention;
+pub use feed_forward::FeedForward;
 pub use layers::sinusoidal_table;
 
 use crate::Result;

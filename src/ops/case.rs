@@ -64,7 +64,7 @@ impl Sample {
             Values::Normal(s) => (0..n).map(|_| s * rng.normal()).collect(),
             Values::Uniform(lo, hi) => (0..n).map(|_| lo + (hi - lo) * rng.uniform()).collect(),
             Values::Int(lo, hi) => {
-                (0..n).map(|_| (lo + (rng.next() % (hi - lo).max(1) as u64) as i64) as f64).collect()
+                (0..n).map(|_| (lo + (rng.next_u64() % (hi - lo).max(1) as u64) as i64) as f64).collect()
             }
             Values::Fixed(v) => v.clone(),
         };
@@ -94,7 +94,7 @@ impl Case {
 pub struct SplitMix(pub u64);
 
 impl SplitMix {
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -103,7 +103,7 @@ impl SplitMix {
     }
     /// In [0, 1).
     pub fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
     pub fn normal(&mut self) -> f64 {
         let (u, v) = (1.0 - self.uniform(), self.uniform());

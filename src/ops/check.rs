@@ -141,7 +141,7 @@ pub fn judge(operator: &'static str, case: &Case) -> Result<Judged> {
 fn perturbed(x: &RefTensor, seed: u64) -> RefTensor {
     let mut rng = SplitMix(seed + 99);
     // Half an epsilon is one rounding; signs are random, so that errors add up as roundings do.
-    let data = x.data.iter().map(|v| v * (1.0 + if rng.next() & 1 == 0 { 0.5 } else { -0.5 } * EPS)).collect();
+    let data = x.data.iter().map(|v| v * (1.0 + if rng.next_u64() & 1 == 0 { 0.5 } else { -0.5 } * EPS)).collect();
     RefTensor::new(&x.shape, data)
 }
 
@@ -258,7 +258,7 @@ pub fn gradient_check(operator: &str, case: &Case, samples: usize) -> Result<f64
         let n = inputs[i].data.len();
         let mut rng = SplitMix(17 + i as u64);
         let picks: Vec<usize> =
-            if n <= samples { (0..n).collect() } else { (0..samples).map(|_| rng.next() as usize % n).collect() };
+            if n <= samples { (0..n).collect() } else { (0..samples).map(|_| rng.next_u64() as usize % n).collect() };
         for at in picks {
             let x = inputs[i].data[at];
             // Fourth-order central differences: truncation h^4, rounding 1e-16/h.

@@ -206,7 +206,7 @@ impl<'a> Lowering<'a> {
         let by_binding = row_bytes.iter().filter(|b| **b > 0).map(|b| (limits.max_binding / b) as usize).min();
         let most = by_time.min(by_binding.unwrap_or(usize::MAX));
         if rows <= most {
-            return Ok(vec![0..rows]);
+            return Ok(std::iter::once(0..rows).collect());
         }
         // Rows per range such that every tensor's range starts aligned.
         let step =

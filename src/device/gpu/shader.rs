@@ -25,7 +25,10 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     env
 });
 
-static CACHE: LazyLock<Mutex<HashMap<(usize, String), Arc<str>>>> = LazyLock::new(Default::default);
+/// Rendered sources by (address of the template, variables).
+type Rendered = HashMap<(usize, String), Arc<str>>;
+
+static CACHE: LazyLock<Mutex<Rendered>> = LazyLock::new(Default::default);
 
 /// Renders `template` (the text of a shader file, `'static` so that its address identifies it) with `variables`.
 pub fn render(template: &'static str, variables: &minijinja::Value) -> Result<Arc<str>> {

@@ -47,7 +47,7 @@ pub fn lower(op: &Pointwise, lowering: &mut Lowering) -> Result<(), Unsupported>
         .collect();
     let dims = merge(shape, &mut accesses);
     let inner = *dims.last().unwrap_or(&1);
-    let quad = inner % 4 == 0 && accesses.iter().all(|a| matches!(a.strides.last(), Some(0 | 1) | None));
+    let quad = inner.is_multiple_of(4) && accesses.iter().all(|a| matches!(a.strides.last(), Some(0 | 1) | None));
     let width = if quad { 4 } else { 1 };
 
     // Only operands that walk along with the output can be cut with it.
