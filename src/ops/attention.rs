@@ -58,8 +58,7 @@ impl Attention {
         for b in 0..s.batch {
             for h in 0..s.heads {
                 for i in 0..s.queries {
-                    let keys: Vec<usize> =
-                        key_range(range, b, s.keys).filter(|&j| self.sees(s, i, j)).collect();
+                    let keys: Vec<usize> = key_range(range, b, s.keys).filter(|&j| self.sees(s, i, j)).collect();
                     let at = |j: usize| ((b * s.keys + j) * s.kv_heads + h / s.group()) * d;
                     visit(((b * s.queries + i) * s.heads + h) * d, (b * s.heads + h) * s.queries + i, &keys, &at);
                 }
@@ -133,11 +132,17 @@ fn form(caps: &Caps, stage: &str) -> Form {
 
 impl Stage {
     /// Dispatches the stage for the batch rows `batches`, whose parts `binds` holds, cut by tiles where it would take too long.
-    pub fn launch(&self, lowering: &mut Lowering, batches: Range<usize>, mut binds: Vec<Bind>) -> Result<(), Unsupported> {
+    pub fn launch(
+        &self,
+        lowering: &mut Lowering,
+        batches: Range<usize>,
+        mut binds: Vec<Bind>,
+    ) -> Result<(), Unsupported> {
         let s = &self.shape;
         let form = form(lowering.caps, self.name);
         let (rows_per_tile, name) = if form == Form::Rows { (64, "rows") } else { (32, "tiles") };
-        let (ty, units) = if s.head_dim.is_multiple_of(4) { ("vec4<f32>", s.head_dim / 4) } else { ("f32", s.head_dim) };
+        let (ty, units) =
+            if s.head_dim.is_multiple_of(4) { ("vec4<f32>", s.head_dim / 4) } else { ("f32", s.head_dim) };
         let variables = context! {
             stage => self.name, T => ty, NV => units, chunks => s.head_dim.div_ceil(32), ranged => self.ranged.is_some(),
         };
@@ -145,12 +150,19 @@ impl Stage {
             binds.push(lowering.read(range));
         }
         let template = match form {
-            Form::Rows => concat!(include_str!("../../shaders/attention_rows.wgsl"), include_str!("../../shaders/attention_mask.wgsl")),
-            Form::Tiles => concat!(include_str!("../../shaders/attention_tiles.wgsl"), include_str!("../../shaders/attention_mask.wgsl")),
+            Form::Rows => concat!(
+                include_str!("../../shaders/attention_rows.wgsl"),
+                include_str!("../../shaders/attention_mask.wgsl")
+            ),
+            Form::Tiles => concat!(
+                include_str!("../../shaders/attention_tiles.wgsl"),
+                include_str!("../../shaders/attention_mask.wgsl")
+            ),
         };
         let tiles = self.rows.div_ceil(rows_per_tile);
         let others = if self.name == "dkv" { s.queries * s.group() } else { s.keys };
-        let tile_flops = self.flops * (rows_per_tile * others.min(s.window.unwrap_or(usize::MAX).saturating_mul(2))) as f64;
+        let tile_flops =
+            self.flops * (rows_per_tile * others.min(s.window.unwrap_or(usize::MAX).saturating_mul(2))) as f64;
         for items in lowering.chunks(batches.len() * self.heads * tiles, &[], tile_flops)? {
             let params = Params::new().u32(items.start).u32(items.len()).u32(tiles);
             let params = params.u32(s.queries).u32(s.keys).u32(s.heads).u32(s.kv_heads).u32(usize::from(s.causal));
@@ -264,7 +276,14 @@ impl Op for Attention {
 impl Graph {
     /// Attention of `q [B, Tq, H, D]` to `k`, `v` `[B, Tk, Hkv, D]`, with `key_range` i32 `[B, 2]` where batch rows are padded;
     /// gives `[B, Tq, H, D]`. See [`Attention`].
-    pub fn attention(&mut self, q: Value, k: Value, v: Value, key_range: Option<Value>, op: Attention) -> Result<Value> {
+    pub fn attention(
+        &mut self,
+        q: Value,
+        k: Value,
+        v: Value,
+        key_range: Option<Value>,
+        op: Attention,
+    ) -> Result<Value> {
         let mut operands = vec![q, k, v];
         operands.extend(key_range);
         Ok(self.apply(op, &operands)?[0])

@@ -125,7 +125,8 @@ impl Op for CausalConv {
     fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
         let (x, w, g) = (cx.inputs[0], cx.inputs[1], cx.grad(0));
         let taps = cx.graph.shape(w)[1];
-        let dx = if cx.needs(0) { Some(cx.graph.apply1(CausalConv { reverse: !self.reverse }, &[g, w])?) } else { None };
+        let dx =
+            if cx.needs(0) { Some(cx.graph.apply1(CausalConv { reverse: !self.reverse }, &[g, w])?) } else { None };
         let mut gradients = vec![dx];
         // In reverse, x and the gradient change places: sum_t g[t] x[t + k] = sum_t x[t] g[t - k].
         let (earlier, later) = if self.reverse { (g, x) } else { (x, g) };
@@ -231,10 +232,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![
-        Spec { name: "causal_conv", cases },
-        Spec { name: "causal_conv_weight_grad", cases: weight_grad_cases },
-    ]
+    vec![Spec { name: "causal_conv", cases }, Spec { name: "causal_conv_weight_grad", cases: weight_grad_cases }]
 }
 
 /// (x, taps)

@@ -70,7 +70,14 @@ impl Kernel for Embedding {
                 let params = params.u32(rows.start).u32(rows.len()).u32(v);
                 let groups = lowering.line((out.len() * d / lanes).div_ceil(64));
                 let label = format!("embedding/vec{lanes}");
-                lowering.dispatch(label, crate::shader!("embedding.wgsl"), context! { T => ty }, &binds, params, groups)?;
+                lowering.dispatch(
+                    label,
+                    crate::shader!("embedding.wgsl"),
+                    context! { T => ty },
+                    &binds,
+                    params,
+                    groups,
+                )?;
             }
         }
         Ok(())
@@ -214,10 +221,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![
-        Spec { name: "embedding", cases: embedding_cases },
-        Spec { name: "scatter_add_rows", cases: scatter_cases },
-    ]
+    vec![Spec { name: "embedding", cases: embedding_cases }, Spec { name: "scatter_add_rows", cases: scatter_cases }]
 }
 
 /// (V, D, shape of ids)

@@ -172,13 +172,24 @@ impl Op for Rope {
         if x.dtype != DType::F32 || x.rank() != 4 {
             return Err(format!("x must be f32 [B, T, H, D], it is {x}"));
         }
-        if cos != sin || cos.dtype != DType::F32 || cos.rank() != 2 || cos.shape[0] == 0 || 2 * cos.shape[1] > x.shape[3] {
-            return Err(format!("the tables must both be f32 [positions, R/2] with R <= {}, they are {cos}, {sin}", x.shape[3]));
+        if cos != sin
+            || cos.dtype != DType::F32
+            || cos.rank() != 2
+            || cos.shape[0] == 0
+            || 2 * cos.shape[1] > x.shape[3]
+        {
+            return Err(format!(
+                "the tables must both be f32 [positions, R/2] with R <= {}, they are {cos}, {sin}",
+                x.shape[3]
+            ));
         }
         match rest {
             [] if self.offset + x.shape[1] > cos.shape[0] => {
                 let (t, rows) = (x.shape[1], cos.shape[0]);
-                Err(format!("{t} tokens from position {} need more than the {rows} positions of the tables", self.offset))
+                Err(format!(
+                    "{t} tokens from position {} need more than the {rows} positions of the tables",
+                    self.offset
+                ))
             }
             [] => Ok(vec![x.clone()]),
             [p] if p.dtype == DType::I32 && (p.elements() == 1 || p.shape == x.shape[..2]) => Ok(vec![x.clone()]),

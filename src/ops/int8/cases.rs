@@ -29,8 +29,12 @@ const SHAPES: [[usize; 3]; 12] = [
 
 pub fn dequantize() -> Vec<Case> {
     let case = |[rows, columns, group]: [usize; 3]| {
-        Case::new(format!("[{rows},{columns}] groups of {group}"), Dequantize { group }, weights(rows, columns, group).to_vec())
-            .forward_only()
+        Case::new(
+            format!("[{rows},{columns}] groups of {group}"),
+            Dequantize { group },
+            weights(rows, columns, group).to_vec(),
+        )
+        .forward_only()
     };
     SHAPES.into_iter().map(case).collect()
 }

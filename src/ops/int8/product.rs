@@ -201,8 +201,10 @@ impl Kernel for MatmulQ8Q8 {
         let packed = l.caps.features.packed_dot;
         for m in m_cuts {
             let part = |bytes: u64| m.start as u64 * bytes..m.end as u64 * bytes;
-            let (q, scales) =
-                (l.write_part(q_scratch, 0..(m.len() * stride) as u64), l.write_part(scale_scratch, 0..4 * m.len() as u64));
+            let (q, scales) = (
+                l.write_part(q_scratch, 0..(m.len() * stride) as u64),
+                l.write_part(scale_scratch, 0..4 * m.len() as u64),
+            );
             let x = l.read_part(Buf::In(0), part(rows[1]));
             if d.k > 0 {
                 let quantising = Quantising { rows: m.len(), columns: d.k, stride, group: d.k, x, q, scales };

@@ -119,9 +119,7 @@ impl Quantising {
         let group = self.group.min(self.columns);
         // A workgroup looks for each greatest magnitude; alone on devices where barriers are slow.
         let lanes = if l.caps.software { 1 } else { 64 };
-        let params = |count: usize| {
-            Params::new().u32(count).u32(self.columns).u32(group).u32(groups).u32(self.stride)
-        };
+        let params = |count: usize| Params::new().u32(count).u32(self.columns).u32(group).u32(groups).u32(self.stride);
         let count = self.rows * groups;
         let grid = l.line(if lanes == 1 { count.div_ceil(64) } else { count });
         let binds = [self.scales, self.x];

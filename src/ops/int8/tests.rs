@@ -36,7 +36,8 @@ fn quantising_and_back_is_within_half_a_step() {
 fn bias_and_activation_after_an_int8_product_become_one_call() {
     let mut graph = Graph::new();
     let x = graph.input("x", TensorType::f32(&[3, 10]));
-    let q = graph.constant(HostTensor { shape: vec![6, 10], data: HostData::I8((0..60).map(|i| i as i8 - 30).collect()) });
+    let q =
+        graph.constant(HostTensor { shape: vec![6, 10], data: HostData::I8((0..60).map(|i| i as i8 - 30).collect()) });
     let scales = graph.constant(HostTensor::f32(&[6, 1], values(6, 2)));
     let bias = graph.constant(HostTensor::f32(&[6], values(6, 3)));
     let y = graph.matmul_q8(x, q, scales, 10).unwrap();

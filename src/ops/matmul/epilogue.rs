@@ -166,13 +166,15 @@ impl Epilogue {
                 _ => return None,
             }
         };
-        if !first.as_ref().is_none_or(bias) || !second.as_ref().is_none_or(residual) || first == second && first.is_some() {
+        if !first.as_ref().is_none_or(bias)
+            || !second.as_ref().is_none_or(residual)
+            || first == second && first.is_some()
+        {
             return None;
         }
         // The consumer's operands move up behind the product's own; the product itself is not among them.
         let place = |n: u16| own + n as usize - usize::from(n as usize > position);
-        let epilogue =
-            Epilogue { bias: first.map(place), activation: chain.activation, residual: second.map(place) };
+        let epilogue = Epilogue { bias: first.map(place), activation: chain.activation, residual: second.map(place) };
         (!epilogue.is_none()).then_some(epilogue)
     }
 }

@@ -57,7 +57,13 @@ impl Variant {
         match self {
             Variant::Direct => (8, 8),
             Variant::Subgroup(lanes) => (16, 8 * lanes),
-            Variant::Tiled { wide } => if wide { (128, 128) } else { (64, 64) },
+            Variant::Tiled { wide } => {
+                if wide {
+                    (128, 128)
+                } else {
+                    (64, 64)
+                }
+            }
             Variant::Gemv { .. } => (GEMV_MAX_ROWS, 64),
         }
     }
@@ -284,7 +290,8 @@ impl Lower<'_> {
         let binds = [&[target, a.bind, b.bind][..], &scales, &extra].concat();
         match self.variant {
             Variant::Tiled { wide } => {
-                let variables = merge_maps([context! { wide => if wide { 2 } else { 1 } }, common, quantised, epilogue]);
+                let variables =
+                    merge_maps([context! { wide => if wide { 2 } else { 1 } }, common, quantised, epilogue]);
                 let label = if wide { "matmul/tiled128" } else { "matmul/tiled64" };
                 l.dispatch(label, crate::shader!("matmul_tiled.wgsl"), variables, &binds, params, l.line(count))?;
             }
@@ -369,7 +376,13 @@ impl Lower<'_> {
 
 /// Cuts `0..n` into ranges of whole tiles (of four lines where a tile does not fit a binding).
 #[allow(clippy::single_range_in_vec_init, reason = "the usual list of ranges has one")]
-pub(in crate::ops) fn cut(l: &Lowering, n: usize, tile: usize, bytes: &[u64], flops: f64) -> Result<Vec<Range<usize>>, Unsupported> {
+pub(in crate::ops) fn cut(
+    l: &Lowering,
+    n: usize,
+    tile: usize,
+    bytes: &[u64],
+    flops: f64,
+) -> Result<Vec<Range<usize>>, Unsupported> {
     let cut = |unit: usize| {
         let bytes: Vec<u64> = bytes.iter().map(|b| b * unit as u64).collect();
         let ranges = l.chunks(n.div_ceil(unit), &bytes, flops * unit as f64)?;

@@ -61,7 +61,8 @@ pub fn lower(op: &Pointwise, lowering: &mut Lowering) -> Result<(), Unsupported>
         let bytes = (range.start * 4 * width) as u64..(range.end * 4 * width) as u64;
         let mut binds: Vec<Bind> = vec![lowering.write_part(Buf::Out(0), bytes.clone())];
         for (i, a) in accesses.iter().enumerate().filter(|(_, a)| !a.aliased) {
-            let part = if a.full(&dims) { lowering.read_part(Buf::In(i), bytes.clone()) } else { lowering.read(Buf::In(i)) };
+            let part =
+                if a.full(&dims) { lowering.read_part(Buf::In(i), bytes.clone()) } else { lowering.read(Buf::In(i)) };
             binds.push(part);
         }
         let mut params = Params::new().u32(range.len()).u32(range.start * width);
@@ -108,7 +109,12 @@ fn merge(shape: &[usize], accesses: &mut [Access]) -> Vec<usize> {
     dims
 }
 
-fn source(op: &Pointwise, accesses: &[Access], dims: &[usize], width: usize) -> Result<std::sync::Arc<str>, Unsupported> {
+fn source(
+    op: &Pointwise,
+    accesses: &[Access],
+    dims: &[usize],
+    width: usize,
+) -> Result<std::sync::Arc<str>, Unsupported> {
     let scalar_type = |d: DType| match d {
         DType::F32 => "f32",
         DType::I32 => "i32",
@@ -125,7 +131,8 @@ fn source(op: &Pointwise, accesses: &[Access], dims: &[usize], width: usize) -> 
     let mut binding = 1;
     for (i, a) in accesses.iter().enumerate().filter(|(_, a)| !a.aliased) {
         let wide = width == 4 && a.strides.last() == Some(&1);
-        let _ = writeln!(w, "@group(0) @binding({binding}) var<storage, read> x{i}: array<{}>;", element(a.dtype, wide));
+        let _ =
+            writeln!(w, "@group(0) @binding({binding}) var<storage, read> x{i}: array<{}>;", element(a.dtype, wide));
         binding += 1;
     }
     let mut fields = String::from("n: u32, base: u32,");
