@@ -264,13 +264,12 @@ impl<'g> Builder<'g> {
     fn report(&self) -> MemoryReport {
         let mut report = MemoryReport::default();
         let roles: HashMap<&str, Role> = self.graph.variables().map(|(_, n, r)| (n, r)).collect();
-        let gradients: Vec<usize> = self
-            .graph
-            .tags
-            .iter()
-            .filter(|(_, r)| *r == Role::Gradient)
-            .map(|(v, _)| self.buffer_of[&self.root[v]])
-            .collect();
+        // A transient buffer that holds a gradient at the end may have held larger activations before: those bytes are theirs.
+        let mut gradients: HashMap<usize, u64> = HashMap::new();
+        for (v, _) in self.graph.tags.iter().filter(|(_, r)| *r == Role::Gradient) {
+            let held = gradients.entry(self.buffer_of[&self.root[v]]).or_default();
+            *held = self.graph.ty(*v).bytes().max(*held);
+        }
         for (i, spec) in self.buffers.iter().enumerate() {
             let line = match &spec.home {
                 Home::Variable(name) => match roles[name.as_str()] {
@@ -280,8 +279,12 @@ impl<'g> Builder<'g> {
                     Role::State => &mut report.other,
                 },
                 Home::Input(_) | Home::Constant(_) => &mut report.other,
-                Home::Transient if gradients.contains(&i) => &mut report.gradients,
-                Home::Transient => &mut report.activations,
+                Home::Transient => {
+                    let held = gradients.get(&i).copied().unwrap_or(0).min(spec.bytes);
+                    report.gradients += held;
+                    report.activations += spec.bytes - held;
+                    continue;
+                }
             };
             *line += spec.bytes;
         }

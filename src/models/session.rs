@@ -262,7 +262,7 @@ impl TrainModel for Session {
             parameters: self.parameters.iter().map(|p| p.elements() as u64).sum(),
             device: self.device.name(),
             memory: report.memory_lines(),
-            roof_tokens_per_second: None,
+            roof_tokens_per_second: self.roof_tokens_per_second(&report),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a training plan will need, before it runs: the table of parameters, the memory plan, FLOPs and bytes per step.
 
 use super::Session;
-use crate::device::{Cost, Device};
+use crate::device::{Cost, Device, host, probe};
 use crate::graph::MemoryReport;
 use serde::Serialize;
 
@@ -92,6 +92,19 @@ impl PlanReport {
             ("total", m.total()),
         ];
         lines.map(|(n, b)| (n.to_string(), b)).into()
+    }
+}
+
+impl Session {
+    /// Tokens per second if every FLOP of a step ran at the rate measured for this device (`device::probe`), where one has been.
+    pub(super) fn roof_tokens_per_second(&self, report: &PlanReport) -> Option<f64> {
+        let key = match &self.device {
+            Device::Reference => return None,
+            Device::Cpu => probe::cpu_key(&host::cpu_model()),
+            Device::Gpu(context) => probe::gpu_key(context.info()),
+        };
+        let measured = probe::Memory::open().get(&key)?;
+        Some(report.tokens_per_step as f64 * measured.flops_per_second / report.cost.flops.max(1.0))
     }
 }
 
