@@ -105,6 +105,19 @@ fn a_dry_run_prints_the_plan_and_trains_nothing() {
     let memory = json["memory"].as_object().unwrap();
     let sum: u64 = memory.values().map(|v| v.as_u64().unwrap()).sum();
     assert_eq!(json["total_bytes"].as_u64().unwrap(), sum);
+    // What no machine holds is planned all the same: nothing is allocated.
+    let text = good(dir.path(), &train_args("run", &["--dry-run", "--set", "train.batch_size=10000000"]));
+    assert!(text.contains("GiB") && text.contains("FLOP"), "{text}");
+}
+
+#[test]
+fn settings_that_do_not_fit_the_checkpoint_leave_the_run_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    good(dir, &train_args("run", &["--set", "train.steps=4"]));
+    let resume = ["train", "--resume", "run", "--set", "model.width=64"];
+    bad(dir, &resume, 6, &["model.embed_tokens.weight", "undamaged", "config.toml"]);
+    good(dir, &["train", "--resume", "run", "--set", "train.steps=6"]);
 }
 
 fn start(dir: &Path, out: &str, more: &[&str]) -> Child {
@@ -174,6 +187,12 @@ fn bad_settings_name_the_key_and_what_to_do() {
     bad(dir, &["train", "--set", "model.widht=64"], 2, &["model.widht", "`model.width`"]);
     bad(dir, &["train", "--set", "train.steps=many"], 2, &["train.steps"]);
     bad(dir, &["train", "--set", "model.width=65"], 2, &["65", "heads"]);
+    for (key, value) in [("train.batch_size", i64::MAX), ("train.accumulation", i64::MAX), ("model.layers", 3_000_000)]
+    {
+        bad(dir, &["train", "--dry-run", "--set", &format!("{key}={value}")], 2, &[key, "limit"]);
+    }
+    let huge = ["train", "--dry-run", "--set", "train.batch_size=10000000", "--set", "model.context=10000000"];
+    bad(dir, &huge, 2, &["train.batch_size", "model.context"]);
     bad(dir, &["train", "--config", "minigtp"], 2, &["minigtp", "`minigpt`"]);
     bad(dir, &["train", "--device", "no-such-gpu", "--out", "x"], 5, &["no-such-gpu"]);
     bad(dir, &["generate", "nowhere"], 6, &["nowhere"]);

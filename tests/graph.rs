@@ -155,6 +155,34 @@ fn an_update_that_cannot_be_in_place_is_copied_after_the_last_reader() {
 }
 
 #[test]
+fn two_variables_can_change_places() {
+    let mut g = Graph::new();
+    let [a, b] = ["a", "b"].map(|name| g.variable(name, Role::State, TensorType::f32(&[2])).unwrap());
+    g.update(a, b).unwrap();
+    g.update(b, a).unwrap();
+    let plan = Plan::new(&g).unwrap();
+    for device in [Device::Reference, Device::Cpu] {
+        let mut store = Store::new(&device);
+        let mut exe = plan.prepare(&mut store).unwrap();
+        store.write("a", &HostTensor::f32(&[2], vec![1.0, 2.0])).unwrap();
+        store.write("b", &HostTensor::f32(&[2], vec![3.0, 4.0])).unwrap();
+        exe.run().unwrap();
+        assert_eq!(store.read("a").unwrap().to_f64().data, [3.0, 4.0]);
+        assert_eq!(store.read("b").unwrap().to_f64().data, [1.0, 2.0]);
+    }
+}
+
+#[test]
+fn a_second_update_of_a_variable_is_refused_by_name() {
+    let mut g = Graph::new();
+    let v = g.variable("momentum", Role::State, TensorType::f32(&[2])).unwrap();
+    let next = g.affine(v, 2.0, 0.0).unwrap();
+    g.update(v, next).unwrap();
+    let error = g.update(v, next).unwrap_err().to_string();
+    assert!(error.contains("'momentum'") && error.contains("twice"), "{error}");
+}
+
+#[test]
 fn shape_errors_name_the_node_the_operands_and_their_shapes() {
     let mut g = Graph::new();
     let (x, y) = (input(&mut g, "queries", &[2, 3]), input(&mut g, "keys", &[4]));

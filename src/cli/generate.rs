@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(short = 'n', long, default_value_t = 200)]
     tokens: usize,
     /// 0 takes the most likely token; higher is bolder
-    #[arg(short, long, default_value_t = 0.8)]
+    #[arg(short, long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw from the K most likely tokens only (0: all)
     #[arg(long, default_value_t = 0, value_name = "K")]
@@ -51,6 +51,8 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     };
     let opened = Opened::find(&path, args.last)?;
     let chosen = choose::choose(&args.device, workloads)?;
+    // A prompt that the tokenizer cannot take is refused before any of it is printed.
+    opened.tokenizer.encode(&args.prompt)?;
     let mut session = opened.session(chosen.device)?;
     let mut results = Vec::new();
     for index in 0..args.samples {

@@ -1,7 +1,7 @@
 //! Tables that several commands print.
 
 use crate::data::ngram::BestNGram;
-use crate::models::Session;
+use crate::graph::Plan;
 use crate::models::session::PlanReport;
 use crate::train::outcome::Outcome;
 use crate::train::run_dir::RunDir;
@@ -69,6 +69,9 @@ pub fn plan(report: &PlanReport, json: bool) -> Result<()> {
         Some(have) => {
             let share = 100.0 * report.total_bytes as f64 / have as f64;
             println!("  {:<22} {:>12}  ({share:.2} % would be used)", "device has free", bytes(have));
+            if report.total_bytes > have {
+                println!("  it does not fit: use a smaller batch (--set train.batch_size=N) or context");
+            }
         }
         None => println!("  {:<22} {:>12}", "device has free", "not told"),
     }
@@ -132,11 +135,11 @@ pub fn outcome(outcome: &Outcome, baseline: &BestNGram, run: &RunDir, json: bool
 }
 
 /// Writes the graphs of a training step as DOT or JSON, by the file's extension.
-pub fn write_graph(session: &Session, path: &Path) -> Result<()> {
+pub fn write_graph(plans: &[Plan], path: &Path) -> Result<()> {
     let text = match path.extension().and_then(|e| e.to_str()) {
-        Some("dot") => session.plans().map(|p| p.graph.to_dot()).collect::<Vec<_>>().join("\n"),
+        Some("dot") => plans.iter().map(|p| p.graph.to_dot()).collect::<Vec<_>>().join("\n"),
         Some("json") => {
-            let graphs: Vec<_> = session.plans().map(|p| p.graph.to_json()).collect();
+            let graphs: Vec<_> = plans.iter().map(|p| p.graph.to_json()).collect();
             serde_json::to_string_pretty(&graphs).map_err(|e| Error::Failed(format!("cannot write JSON: {e}")))?
         }
         _ => return Err(Error::Config(format!("{}: a graph is written as .dot or .json", path.display()))),

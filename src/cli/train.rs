@@ -75,13 +75,16 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         None => None,
     };
     let data = Prepared::new(&mut config, saved_tokenizer, &Cache::from_environment())?;
+    if args.dry_run || args.graph.is_some() {
+        let planned = setup::training_plans(&config)?;
+        if let Some(path) = &args.graph {
+            super::report::write_graph(&planned.plans, path)?;
+        }
+        if args.dry_run {
+            return super::report::plan(&planned.report(&chosen.device), json);
+        }
+    }
     let mut session = setup::training_session(&config, &data.tokenizer, chosen.device)?;
-    if let Some(path) = &args.graph {
-        super::report::write_graph(&session, path)?;
-    }
-    if args.dry_run {
-        return super::report::plan(&session.report(), json);
-    }
     let mut train = data.train_batches(&config)?;
     let mut validation = data.validation_batches(&config)?;
     let mut run = match run.take() {

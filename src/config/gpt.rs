@@ -144,9 +144,9 @@ impl GptConfig {
         }
         if self.ff_width == 0 {
             self.ff_width = if self.ff_kind.is_gated() {
-                (self.width * 8).div_ceil(3).next_multiple_of(32)
+                self.width.saturating_mul(8).div_ceil(3).next_multiple_of(32)
             } else {
-                4 * self.width
+                self.width.saturating_mul(4)
             };
         }
         if self.norm == Norm::Rmsnorm {
@@ -228,16 +228,18 @@ impl GptConfig {
     /// Refuses sizes whose products no machine can hold, before any of them is allocated or overflows.
     fn check_size(&self) -> Result<()> {
         const LIMIT: usize = 1 << 24;
-        for (key, value) in [
-            ("layers", self.layers),
-            ("width", self.width),
-            ("ff_width", self.ff_width),
-            ("context", self.context),
-            ("vocab_size", self.vocab_size),
-            ("window", self.window),
+        // A graph has some hundred nodes a layer.
+        const MOST_LAYERS: usize = 1 << 10;
+        for (key, value, limit) in [
+            ("layers", self.layers, MOST_LAYERS),
+            ("width", self.width, LIMIT),
+            ("ff_width", self.ff_width, LIMIT),
+            ("context", self.context, LIMIT),
+            ("vocab_size", self.vocab_size, LIMIT),
+            ("window", self.window, LIMIT),
         ] {
-            if value > LIMIT {
-                return Err(Error::Config(format!("model.{key} = {value} is beyond the limit of {LIMIT}")));
+            if value > limit {
+                return Err(Error::Config(format!("model.{key} = {value} is beyond the limit of {limit}")));
             }
         }
         Ok(())

@@ -123,7 +123,22 @@ impl Config {
         self.tokenizer.validate()?;
         self.train.validate()?;
         self.optimizer.validate()?;
-        self.schedule.validate()
+        self.schedule.validate()?;
+        self.check_step_size()
+    }
+
+    /// Refuses a micro-batch whose largest tensor has more bytes than can be counted.
+    fn check_step_size(&self) -> Result<()> {
+        const MOST_ELEMENTS: u128 = 1 << 48;
+        let ModelConfig::Gpt(gpt) = &self.model;
+        let (batch, context) = (self.train.batch_size, gpt.context);
+        let widest = gpt.vocab_size.max(gpt.ff_width).max(gpt.width);
+        if batch as u128 * context as u128 * widest as u128 > MOST_ELEMENTS {
+            return Err(Error::Config(format!(
+                "train.batch_size = {batch} x model.context = {context} x {widest} (the widest of model.width, model.ff_width, model.vocab_size) is beyond any memory; use smaller ones"
+            )));
+        }
+        Ok(())
     }
 
     /// Sets the vocabulary from the tokenizer where the configuration left it open, and refuses one that is too small.

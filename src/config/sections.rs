@@ -279,6 +279,9 @@ impl TokenizerConfig {
 }
 
 impl TrainConfig {
+    /// Of one micro-batch, and micro-batches of one step.
+    const MOST_SEQUENCES: usize = 1 << 24;
+
     pub(super) fn validate(&self) -> Result<()> {
         for (key, value) in [
             ("steps", self.steps),
@@ -289,6 +292,11 @@ impl TrainConfig {
         ] {
             if value == 0 {
                 return fail(format!("train.{key} is 0; it must be at least 1"));
+            }
+        }
+        for (key, value) in [("batch_size", self.batch_size), ("accumulation", self.accumulation)] {
+            if value > Self::MOST_SEQUENCES {
+                return fail(format!("train.{key} = {value} is beyond the limit of {}", Self::MOST_SEQUENCES));
             }
         }
         if !(self.sample_temperature.is_finite() && self.sample_temperature >= 0.0) {

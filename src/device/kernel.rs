@@ -62,9 +62,10 @@ impl CpuCall {
     }
     fn slice<T>(&self, i: usize) -> &[T] {
         let o = &self.inputs[i];
-        debug_assert_eq!(std::mem::size_of::<T>(), o.ty.dtype.bytes());
-        // SAFETY: the executor allocated `ty.bytes()` bytes, aligned to 64, and no output of this call overlaps them unless
-        // the operator declared the pair in `in_place` (then it must go through `input_ptr`).
+        assert_eq!(std::mem::size_of::<T>(), o.ty.dtype.bytes(), "operand {i} is {}", o.ty);
+        assert!(self.outputs.iter().all(|out| out.ptr != o.ptr), "operand {i} is written in place: use `input_ptr`");
+        // SAFETY: the executor allocated `ty.bytes()` bytes, aligned to 64; tensors start at their buffer's first byte, so no
+        // output overlaps them when none has the same address.
         unsafe { std::slice::from_raw_parts(o.ptr.cast(), o.ty.elements()) }
     }
     /// An output and the inputs at once: outputs never overlap each other.
@@ -87,8 +88,8 @@ impl CpuCall {
     #[allow(clippy::mut_from_ref)]
     fn out_slice<T>(&self, o: usize) -> &mut [T] {
         let t = &self.outputs[o];
-        debug_assert_eq!(std::mem::size_of::<T>(), t.ty.dtype.bytes());
-        // SAFETY: as above; each output is asked for once per call by the operators.
+        assert_eq!(std::mem::size_of::<T>(), t.ty.dtype.bytes(), "output {o} is {}", t.ty);
+        // SAFETY: as above; outputs never share a buffer, and each output is asked for once per call by the operators.
         unsafe { std::slice::from_raw_parts_mut(t.ptr.cast(), t.ty.elements()) }
     }
     pub fn input_ptr(&self, i: usize) -> *const u8 {

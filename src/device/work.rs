@@ -43,6 +43,11 @@ impl Cost {
     pub fn bytes(&self) -> f64 {
         self.bytes_read + self.bytes_written
     }
+    /// Of `n` runs.
+    pub fn times(self, n: usize) -> Cost {
+        let n = n as f64;
+        Cost { flops: self.flops * n, bytes_read: self.bytes_read * n, bytes_written: self.bytes_written * n }
+    }
 }
 
 impl std::ops::AddAssign for Cost {

@@ -182,6 +182,9 @@ impl Graph {
             let name = self.name(variable);
             return Err(Error::Graph(format!("update of '{name}' ({a}) with {b}: not a variable of that type")));
         }
+        if self.updates.iter().any(|(v, _)| *v == variable) {
+            return Err(Error::Graph(format!("variable '{}' is updated twice", self.name(variable))));
+        }
         self.updates.push((variable, value));
         Ok(())
     }

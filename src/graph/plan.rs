@@ -3,7 +3,7 @@
 
 use super::passes::PassStats;
 use super::{Graph, Kind, Op, Role, Value};
-use crate::device::{BufferSpec, Call, Cost, Device, Executable, Home, Place, Store, Work, gpu};
+use crate::device::{BufferSpec, Call, Cost, Device, Executable, ExecutionNotes, Home, Place, Store, Work, gpu};
 use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::HashMap;
@@ -66,6 +66,14 @@ impl Plan {
             _ => 0,
         };
         MemoryReport { workspace, ..self.memory.clone() }
+    }
+
+    /// Which calls `device` will cut or run on the CPU; known without preparing the plan.
+    pub fn notes_on(&self, device: &Device) -> ExecutionNotes {
+        match device {
+            Device::Gpu(context) => gpu::foreseen_notes(&self.work, context.caps()),
+            _ => ExecutionNotes::default(),
+        }
     }
 
     /// Declares the variables in `store` and makes the plan ready on the store's device.
@@ -144,16 +152,31 @@ impl<'g> Builder<'g> {
             }
             self.release(i);
         }
-        for (var, new) in &self.graph.updates {
-            let (from, to) = (self.place(*new), self.place(*var));
-            if from.buffer != to.buffer {
-                work.copies.push((from, to));
-            }
-        }
+        work.copies = self.copies();
         work.outputs = self.graph.outputs.iter().map(|(n, v)| (n.clone(), self.place(*v))).collect();
         let memory = self.report();
         work.buffers = self.buffers;
         Ok((work, memory))
+    }
+
+    /// The updates that were not made in place, as copies at the end of a run. All of them read what was there before any is made:
+    /// one that reads a variable which another one writes goes through a buffer of its own.
+    fn copies(&mut self) -> Vec<(Place, Place)> {
+        let updates: Vec<(Place, Place)> =
+            self.graph.updates.iter().map(|(var, new)| (self.place(*new), self.place(*var))).collect();
+        let (mut first, mut then) = (Vec::new(), Vec::new());
+        for (from, to) in updates.iter().filter(|(from, to)| from.buffer != to.buffer) {
+            if updates.iter().any(|(_, written)| written.buffer == from.buffer) {
+                self.buffers.push(BufferSpec { bytes: from.ty.bytes(), home: Home::Transient });
+                let staged = Place { buffer: self.buffers.len() - 1, ty: from.ty.clone() };
+                first.push((from.clone(), staged.clone()));
+                then.push((staged, to.clone()));
+            } else {
+                then.push((from.clone(), to.clone()));
+            }
+        }
+        first.extend(then);
+        first
     }
 
     fn place(&self, v: Value) -> Place {

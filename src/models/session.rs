@@ -4,7 +4,7 @@
 pub mod graphs;
 mod report;
 
-pub use report::{PlanReport, TensorRow};
+pub use report::{PlanReport, TensorRow, TrainingPlans};
 
 use super::LanguageModel;
 use crate::config::OptimizerConfig;
@@ -57,7 +57,8 @@ impl Session {
     ) -> Result<Self> {
         let mut session = Self::for_inference(model, tokenizer, optimizer, device, seed)?;
         (session.shape, session.accumulation) = (shape, accumulation);
-        for plan in session.training_plans()? {
+        let (model, optimizer) = (session.model.as_ref(), &session.optimizer);
+        for plan in report::plans(model, &session.parameters, optimizer, shape, accumulation)? {
             let run = plan.prepare(&mut session.store)?;
             session.step.push(Ready { plan, run });
         }
@@ -99,16 +100,6 @@ impl Session {
             evaluation,
             generation,
         })
-    }
-
-    fn training_plans(&self) -> Result<Vec<Plan>> {
-        let (model, optimizer) = (self.model.as_ref(), &self.optimizer);
-        if self.accumulation == 1 {
-            return Ok(vec![Plan::new(&graphs::whole_step(model, optimizer, self.shape)?)?]);
-        }
-        let micro = graphs::micro_step(model, self.shape)?;
-        let apply = graphs::apply_step(&self.parameters, optimizer)?;
-        Ok(vec![Plan::new(&micro)?, Plan::new(&apply)?])
     }
 
     pub fn model(&self) -> &dyn LanguageModel {

@@ -1,6 +1,7 @@
 //! From a configuration to a model on a device.
 
 use super::gpt::Gpt;
+use super::session::TrainingPlans;
 use super::{LanguageModel, Session};
 use crate::Result;
 use crate::config::{Config, ModelConfig};
@@ -20,4 +21,10 @@ pub fn training_session(config: &Config, tokenizer: &Tokenizer, device: Device) 
     let (optimizer, train) = (config.optimizer.clone(), &config.train);
     let model = model(&config.model)?;
     Session::for_training(model, tokenizer.clone(), optimizer, device, shape, train.accumulation, train.seed)
+}
+
+/// The plans of a training step of `config`, with nothing allocated.
+pub fn training_plans(config: &Config) -> Result<TrainingPlans> {
+    let shape = (config.train.batch_size, config.model.context());
+    TrainingPlans::new(model(&config.model)?.as_ref(), &config.optimizer, shape, config.train.accumulation)
 }

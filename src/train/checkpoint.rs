@@ -249,6 +249,10 @@ impl CheckpointStore {
             return Err(damaged(&self.folder, format!("no checkpoint for {which:?}; {have}")));
         };
         read(step).map_err(|error| match error {
+            // Its files are as they were saved, so it is the model asked for that is another one.
+            Error::Checkpoint(message) if verify(&self.path(step)).is_ok() => Error::Checkpoint(format!(
+                "{message}; the checkpoint is undamaged but was made with other settings: keep those in the run's config.toml"
+            )),
             Error::Checkpoint(message) => Error::Checkpoint(format!("{message}; {}", self.offer_instead(step))),
             error => error,
         })

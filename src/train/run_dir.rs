@@ -98,12 +98,24 @@ impl RunDir {
             )));
         }
         let run = Self { manifest: Manifest::new(config, preset), path, _lock: lock };
-        files::write_atomic(&run.path.join(CONFIG_FILE), config.to_toml().as_bytes())?;
+        run.write_config(config)?;
         run.write_manifest()?;
         Ok(run)
     }
 
-    /// Takes over an existing run folder and reads its configuration, with `sets` applied on top.
+    fn write_config(&self, config: &Config) -> Result<()> {
+        files::write_atomic(&self.path.join(CONFIG_FILE), config.to_toml().as_bytes())
+    }
+
+    /// Notes that training begins at `step` with `config`: from here on these are the run's settings.
+    pub fn begin(&mut self, config: &Config, step: u64) -> Result<()> {
+        self.manifest.begin(step);
+        self.write_config(config)?;
+        self.write_manifest()
+    }
+
+    /// Takes over an existing run folder and reads its configuration, with `sets` applied on top. Nothing in it changes before
+    /// [`RunDir::begin`]: settings that turn out not to fit the checkpoint leave the run as it was.
     ///
     /// # Errors
     /// `Error::Config` when the folder holds no run, or another process is training in it.
@@ -124,10 +136,6 @@ impl RunDir {
             .map_err(|e| Error::Config(format!("{}: not a run manifest: {e}", manifest_path.display())))?;
         let mut run = Self { path: path.to_path_buf(), manifest, _lock: lock };
         run.manifest.reopen(&config);
-        if !sets.is_empty() {
-            files::write_atomic(&config_path, config.to_toml().as_bytes())?;
-        }
-        run.write_manifest()?;
         Ok((run, config))
     }
 
@@ -263,17 +271,30 @@ mod tests {
         let run = RunDir::create(&config, "minigpt").unwrap();
         let path = run.path().to_path_buf();
         drop(run);
-        let (run, reopened) = RunDir::open(&path, &[]).unwrap();
+        let (mut run, reopened) = RunDir::open(&path, &[]).unwrap();
         assert_eq!(reopened, config);
+        run.begin(&reopened, 0).unwrap();
         drop(run);
-        let (run, longer) = RunDir::open(&path, &["train.steps=4000".into()]).unwrap();
+        let (mut run, longer) = RunDir::open(&path, &["train.steps=4000".into()]).unwrap();
         assert_eq!(longer.train.steps, 4000);
+        run.begin(&longer, 0).unwrap();
         drop(run);
         let (run, again) = RunDir::open(&path, &[]).unwrap();
         assert_eq!(again, longer);
         assert_eq!(run.manifest.status, Status::Running);
         assert_eq!(run.manifest.sessions.len(), 4);
         assert!(run.manifest.sessions[..3].iter().all(|session| session.status == Status::Killed));
+    }
+
+    #[test]
+    fn opening_a_run_changes_nothing_in_it_before_training_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), "mine");
+        let path = RunDir::create(&config, "minigpt").unwrap().path().to_path_buf();
+        let contents = || [CONFIG_FILE, MANIFEST_FILE].map(|name| std::fs::read(path.join(name)).unwrap());
+        let before = contents();
+        drop(RunDir::open(&path, &["model.width=128".into()]).unwrap());
+        assert_eq!(contents(), before);
     }
 
     #[test]

@@ -114,8 +114,7 @@ impl<'a> Loop<'a> {
         let manifest = &mut self.job.run.manifest;
         manifest.device = Some(self.info.device.clone());
         manifest.parameters = Some(self.info.parameters);
-        manifest.begin(self.state.step);
-        self.job.run.write_manifest()?;
+        self.job.run.begin(self.job.config, self.state.step)?;
         let (run, step) = (self.job.run.path().to_path_buf(), self.state.step);
         let info = self.info.clone();
         self.tell(&Event::Start { info: &info, run: &run, step, steps: self.job.config.train.steps })?;

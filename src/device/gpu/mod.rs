@@ -10,5 +10,5 @@ mod shader;
 
 pub use context::{Context, Options};
 pub use lowering::{Bind, Buf, Caps, Dispatch, Features, Limits, Lowered, Lowering, Params, Shader, lower};
-pub use runner::{Runner, workspace_bytes};
+pub use runner::{Runner, foreseen_notes, workspace_bytes};
 pub use shader::render;

@@ -96,6 +96,24 @@ pub fn workspace_bytes(work: &Work, caps: &Caps) -> u64 {
     scratch_sizes(&lowered).iter().sum::<u64>() + params_layout(&lowered).1 + padding
 }
 
+/// The calls of `work` that a device with these capabilities runs on the CPU, and those it cuts.
+pub fn foreseen_notes(work: &Work, caps: &Caps) -> ExecutionNotes {
+    notes_of(work, &lower(work, caps))
+}
+
+fn notes_of(work: &Work, lowered: &[Lowered]) -> ExecutionNotes {
+    let mut notes = ExecutionNotes::default();
+    for (call, l) in work.calls.iter().zip(lowered) {
+        let name = format!("{} ({})", call.label, call.kernel.name());
+        match &l.fallback {
+            Some(why) => notes.fallback.push(format!("{name}: {why}")),
+            None if l.split => notes.split.push(format!("{name}: {} dispatches", l.dispatches.len())),
+            None => {}
+        }
+    }
+    notes
+}
+
 /// Scratch buffers are shared by all calls: the k-th is as large as the largest k-th request.
 fn scratch_sizes(lowered: &[Lowered]) -> Vec<u64> {
     let mut sizes = Vec::new();
@@ -156,12 +174,11 @@ impl Runner {
         let params = uniform_buffer(&context, &lowered, &offsets, params_bytes)?;
 
         let pipelines = compile(&context, &lowered)?;
-        let mut notes = ExecutionNotes::default();
+        let mut notes = notes_of(&work, &lowered);
         let mut steps = Vec::new();
         for (index, l) in lowered.iter().enumerate() {
             let call = &work.calls[index];
-            if let Some(why) = &l.fallback {
-                notes.fallback.push(format!("{} ({}): {why}", call.label, call.kernel.name()));
+            if l.fallback.is_some() {
                 steps.push(Step::Cpu(twin(index, &work)?));
                 continue;
             }
@@ -176,9 +193,6 @@ impl Runner {
                 steps.push(Step::Gpu(Prepared { pipeline, bind_group, groups: d.groups, seconds: d.seconds }));
                 notes.dispatches += 1;
                 notes.kernels.push(d.shader.label.clone());
-            }
-            if l.split {
-                notes.split.push(format!("{} ({}): {} dispatches", call.label, call.kernel.name(), l.dispatches.len()));
             }
         }
         context.check()?;

@@ -1,8 +1,12 @@
 //! What a training plan will need, before it runs: the table of parameters, the memory plan, FLOPs and bytes per step.
 
-use super::Session;
-use crate::device::{Cost, Device, host, probe};
-use crate::graph::MemoryReport;
+use super::{Session, graphs};
+use crate::Result;
+use crate::config::OptimizerConfig;
+use crate::device::{Cost, Device, ExecutionNotes, host, probe};
+use crate::graph::{MemoryReport, Plan};
+use crate::models::LanguageModel;
+use crate::nn::Parameter;
 use serde::Serialize;
 
 #[derive(Clone, Debug, Serialize)]
@@ -35,47 +39,106 @@ pub struct PlanReport {
     pub split: Vec<String>,
 }
 
+/// The plans of a training step, made but not given any memory: what a dry run looks at.
+pub struct TrainingPlans {
+    summary: String,
+    parameters: Vec<Parameter>,
+    /// Sequences and tokens per sequence of a micro-batch.
+    shape: (usize, usize),
+    accumulation: usize,
+    pub plans: Vec<Plan>,
+}
+
+impl TrainingPlans {
+    pub fn new(
+        model: &dyn LanguageModel,
+        optimizer: &OptimizerConfig,
+        shape: (usize, usize),
+        accumulation: usize,
+    ) -> Result<Self> {
+        let (summary, parameters) = (model.summary(), model.parameters()?);
+        let plans = plans(model, &parameters, optimizer, shape, accumulation)?;
+        Ok(TrainingPlans { summary, parameters, shape, accumulation, plans })
+    }
+
+    /// What the plans will need on `device`.
+    pub fn report(&self, device: &Device) -> PlanReport {
+        let plans = self.plans.iter().collect();
+        report(self.summary.clone(), &self.parameters, device, plans, self.shape, self.accumulation)
+    }
+}
+
+/// One plan when a step is one micro-batch; else one that adds a micro-batch's gradients and one that applies them.
+pub(super) fn plans(
+    model: &dyn LanguageModel,
+    parameters: &[Parameter],
+    optimizer: &OptimizerConfig,
+    shape: (usize, usize),
+    accumulation: usize,
+) -> Result<Vec<Plan>> {
+    if accumulation == 1 {
+        return Ok(vec![Plan::new(&graphs::whole_step(model, optimizer, shape)?)?]);
+    }
+    let micro = graphs::micro_step(model, shape)?;
+    let apply = graphs::apply_step(parameters, optimizer)?;
+    Ok(vec![Plan::new(&micro)?, Plan::new(&apply)?])
+}
+
 impl Session {
     pub fn report(&self) -> PlanReport {
-        let mut memory = MemoryReport::default();
-        let mut cost = Cost::default();
-        for (i, plan) in self.plans().enumerate() {
-            let m = plan.memory_on(&self.device);
-            memory.weights = memory.weights.max(m.weights);
-            memory.gradients = memory.gradients.max(m.gradients);
-            memory.optimizer = memory.optimizer.max(m.optimizer);
-            memory.other += m.other;
-            memory.activations += m.activations;
-            memory.workspace += m.workspace;
-            // The first of two plans runs once for every micro-batch.
-            let times = if i == 0 { self.accumulation } else { 1 };
-            (0..times).for_each(|_| cost += plan.cost());
-        }
-        let tensors: Vec<TensorRow> = self
-            .parameters
-            .iter()
-            .map(|p| TensorRow {
-                name: p.name.clone(),
-                shape: p.shape.clone(),
-                parameters: p.elements(),
-                decays: p.decays(),
-            })
-            .collect();
-        PlanReport {
-            summary: self.model.summary(),
-            device: self.device.name(),
-            parameters: tensors.iter().map(|t| t.parameters).sum(),
-            tensors,
-            total_bytes: memory.total(),
-            memory,
-            available_bytes: available_bytes(&self.device),
-            cost,
-            tokens_per_step: self.shape.0 * self.shape.1 * self.accumulation,
-            nodes: self.plans().map(|p| p.work.calls.len()).sum(),
-            passes: self.plans().map(|p| p.passes).collect(),
-            fallback: self.notes().into_iter().flat_map(|n| n.fallback).collect(),
-            split: self.notes().into_iter().flat_map(|n| n.split).collect(),
-        }
+        let plans = self.plans().collect();
+        report(self.model.summary(), &self.parameters, &self.device, plans, self.shape, self.accumulation)
+    }
+}
+
+fn report(
+    summary: String,
+    parameters: &[Parameter],
+    device: &Device,
+    plans: Vec<&Plan>,
+    shape: (usize, usize),
+    accumulation: usize,
+) -> PlanReport {
+    let mut memory = MemoryReport::default();
+    let mut cost = Cost::default();
+    let mut notes = ExecutionNotes::default();
+    for (i, plan) in plans.iter().enumerate() {
+        let m = plan.memory_on(device);
+        memory.weights = memory.weights.max(m.weights);
+        memory.gradients = memory.gradients.max(m.gradients);
+        memory.optimizer = memory.optimizer.max(m.optimizer);
+        memory.other += m.other;
+        memory.activations += m.activations;
+        memory.workspace += m.workspace;
+        // The first of two plans runs once for every micro-batch.
+        cost += plan.cost().times(if i == 0 { accumulation } else { 1 });
+        let foreseen = plan.notes_on(device);
+        notes.fallback.extend(foreseen.fallback);
+        notes.split.extend(foreseen.split);
+    }
+    let tensors: Vec<TensorRow> = parameters
+        .iter()
+        .map(|p| TensorRow {
+            name: p.name.clone(),
+            shape: p.shape.clone(),
+            parameters: p.elements(),
+            decays: p.decays(),
+        })
+        .collect();
+    PlanReport {
+        summary,
+        device: device.name(),
+        parameters: tensors.iter().map(|t| t.parameters).sum(),
+        tensors,
+        total_bytes: memory.total(),
+        memory,
+        available_bytes: available_bytes(device),
+        cost,
+        tokens_per_step: shape.0 * shape.1 * accumulation,
+        nodes: plans.iter().map(|p| p.work.calls.len()).sum(),
+        passes: plans.iter().map(|p| p.passes).collect(),
+        fallback: notes.fallback,
+        split: notes.split,
     }
 }
 
