@@ -6,6 +6,14 @@ use lynx_gpu::device::Device;
 use lynx_gpu::device::gpu::{Context, Features, Options};
 use lynx_gpu::ops::{Spec, check, registry};
 
+/// Counts and skips are printed whether or not the test passes: the test runner catches `println!`, not this.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
 fn gpu(options: Options) -> Option<Device> {
     let adapter = Context::adapters().into_iter().next();
     match adapter {
@@ -14,7 +22,7 @@ fn gpu(options: Options) -> Option<Device> {
             panic!("LYNX_REQUIRE_GPU is set and no GPU adapter was found")
         }
         None => {
-            eprintln!("SKIPPED: no GPU adapter (install mesa-vulkan-drivers for a software one)");
+            say!("SKIPPED: no GPU adapter (install mesa-vulkan-drivers for a software one)");
             None
         }
     }
@@ -49,7 +57,7 @@ fn suite(title: &str, devices: &[Device]) {
         }
     }
     let (operators, devices) = (specs.len(), devices.len());
-    println!(
+    say!(
         "{title}: {operators} operators x {cases} cases x {devices} devices = {compared} comparisons, {gradients} gradients; \
          {split} calls split, {fallback} on the CPU twin"
     );
@@ -110,5 +118,5 @@ fn every_gradient_agrees_with_central_differences_in_f64() {
             checked += 1;
         }
     }
-    println!("{checked} cases checked against central differences, largest relative error {largest:.1e}");
+    say!("{checked} cases checked against central differences, largest relative error {largest:.1e}");
 }

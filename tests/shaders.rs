@@ -12,6 +12,14 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use rayon::prelude::*;
 use std::collections::HashMap;
 
+/// Counts and skips are printed whether or not the test passes: the test runner catches `println!`, not this.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
 const SUBGROUPS: Features = Features { subgroups: true, ..Features::NONE };
 
 /// Devices that exist, as far as a kernel can tell them apart.
@@ -243,7 +251,7 @@ fn every_shader_variant_is_written_as_spirv_msl_hlsl_and_glsl_and_stays_inside_t
     let mut sources: Vec<_> = variants.keys().map(|v| &v.0).collect();
     sources.sort_unstable();
     sources.dedup();
-    println!(
+    say!(
         "{} distinct shaders ({} kernels), {} variants with the features they are compiled for, from {dispatches} dispatches of {} \
          plans on {} simulated devices",
         sources.len(),
