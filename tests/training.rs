@@ -4,6 +4,7 @@ use lynx_gpu::config::{Config, GptConfig, OptimizerConfig};
 use lynx_gpu::data::{Cache, TrainBatches};
 use lynx_gpu::device::Device;
 use lynx_gpu::device::gpu::{Context, Options};
+use lynx_gpu::infer::NextToken;
 use lynx_gpu::models::Session;
 use lynx_gpu::models::gpt::Gpt;
 use lynx_gpu::models::setup;

@@ -115,6 +115,11 @@ pub fn dropout(x: &[f32], p: f32, seed: [u32; 2], stream: u32, step: u32, y: &mu
     dropout_blocks(&x[whole..], p, seed, stream, step, (whole / 4) as u64, tail);
 }
 
+/// The stream of random numbers that belongs to a name (FNV-1a, 32 bits): each weight, dropout site and sampler has its own.
+pub fn stream(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,9 +4,17 @@ mod sampling;
 
 pub use sampling::{Sampling, choose};
 
-use crate::models::Session;
-use crate::tokenizer::StreamDecoder;
+use crate::tokenizer::{StreamDecoder, Tokenizer};
 use crate::{Error, Result};
+
+/// What generating asks of a model.
+pub trait NextToken {
+    fn tokenizer(&self) -> &Tokenizer;
+    /// Longest sequence in tokens.
+    fn context(&self) -> usize;
+    /// The logits [vocabulary] that follow `tokens` (1 to `context` of them).
+    fn next_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
+}
 
 /// What was generated.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -18,16 +26,17 @@ pub struct Generation {
     pub finished: bool,
 }
 
-/// See `Session::generate`. Contexts longer than the model's keep their newest tokens.
-pub(crate) fn generate(
-    session: &mut Session,
+/// Continues `prompt`; `on_text` gets each piece of text as soon as its bytes are whole characters. Stops at a boundary
+/// token, after `tokens` tokens, or when `on_text` returns false. Contexts longer than the model's keep their newest tokens.
+pub fn generate(
+    model: &mut dyn NextToken,
     prompt: &str,
     tokens: usize,
     sampling: &Sampling,
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generation> {
     sampling.validate()?;
-    let tokenizer = session.tokenizer().clone();
+    let tokenizer = model.tokenizer().clone();
     let boundary = tokenizer.boundary_id();
     let mut ids = tokenizer.encode(prompt)?;
     if let Some(b) = boundary {
@@ -38,13 +47,13 @@ pub(crate) fn generate(
         let start = tokenizer.encode("\n").ok().and_then(|t| t.first().copied());
         ids.push(start.ok_or_else(|| Error::Data("an empty prompt has no first token: give --prompt".into()))?);
     }
-    let context = session.model().context();
+    let context = model.context();
     let known = tokenizer.vocab_size();
     let mut decoder = StreamDecoder::new(&tokenizer, true);
     let mut result = Generation { text: String::new(), tokens: vec![], finished: false };
     for index in 0..tokens {
         let start = ids.len().saturating_sub(context);
-        let mut logits = session.next_logits(&ids[start..])?;
+        let mut logits = model.next_logits(&ids[start..])?;
         // Rows of the embedding beyond the tokenizer's last id stand for nothing.
         logits.truncate(known);
         let next = choose(&logits, sampling, index as u32)?;

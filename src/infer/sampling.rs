@@ -1,8 +1,7 @@
 //! Drawing a token from logits: temperature, top-k, top-p (nucleus, Holtzman et al. 2020). Ties go to the smaller id.
 
-use crate::nn::stream;
 use crate::{Error, Result};
-use kernels_cpu::philox::philox4x32;
+use kernels_cpu::philox::{philox4x32, stream};
 
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Sampling {

@@ -10,7 +10,7 @@ use super::LanguageModel;
 use crate::config::OptimizerConfig;
 use crate::device::{Device, Executable, Store};
 use crate::graph::Plan;
-use crate::infer::{Generation, Sampling};
+use crate::infer::{Generation, NextToken, Sampling};
 use crate::nn::Parameter;
 use crate::tensor::{HostData, HostTensor};
 use crate::tokenizer::Tokenizer;
@@ -159,29 +159,7 @@ impl Session {
         Ok(run.read_output(name)?.to_f64().data[0])
     }
 
-    /// The logits that follow `tokens` (1 to `context` of them).
-    pub fn next_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let context = self.model.context();
-        if tokens.is_empty() || tokens.len() > context {
-            return Err(Error::Data(format!("{} tokens do not fit the context of 1 to {context}", tokens.len())));
-        }
-        if self.generation.is_none() {
-            let plan = Plan::new(&graphs::generation(self.model.as_ref())?)?;
-            let run = plan.prepare(&mut self.store)?;
-            self.generation = Some(Ready { plan, run });
-        }
-        let Some(ready) = &mut self.generation else { unreachable!("made above") };
-        let mut ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
-        ids.resize(context, 0);
-        ready.run.write_input("tokens", &HostTensor::i32(&[1, context], ids))?;
-        ready.run.write_input("position", &HostTensor::i32(&[1], vec![tokens.len() as i32 - 1]))?;
-        ready.run.run()?;
-        let logits = ready.run.read_output("logits")?;
-        Ok(logits.as_f32().map(<[f32]>::to_vec).unwrap_or_default())
-    }
-
-    /// Continues `prompt`; `on_text` gets each piece of text as soon as its bytes are whole characters. Stops at a boundary
-    /// token, after `tokens` tokens, or when `on_text` returns false.
+    /// See [`crate::infer::generate`].
     pub fn generate(
         &mut self,
         prompt: &str,
@@ -242,6 +220,36 @@ impl Session {
                 Ok(NamedTensor { name, shape: t.shape, data })
             })
             .collect()
+    }
+}
+
+impl NextToken for Session {
+    fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    fn context(&self) -> usize {
+        self.model.context()
+    }
+
+    fn next_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let context = self.model.context();
+        if tokens.is_empty() || tokens.len() > context {
+            return Err(Error::Data(format!("{} tokens do not fit the context of 1 to {context}", tokens.len())));
+        }
+        if self.generation.is_none() {
+            let plan = Plan::new(&graphs::generation(self.model.as_ref())?)?;
+            let run = plan.prepare(&mut self.store)?;
+            self.generation = Some(Ready { plan, run });
+        }
+        let Some(ready) = &mut self.generation else { unreachable!("made above") };
+        let mut ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
+        ids.resize(context, 0);
+        ready.run.write_input("tokens", &HostTensor::i32(&[1, context], ids))?;
+        ready.run.write_input("position", &HostTensor::i32(&[1], vec![tokens.len() as i32 - 1]))?;
+        ready.run.run()?;
+        let logits = ready.run.read_output("logits")?;
+        Ok(logits.as_f32().map(<[f32]>::to_vec).unwrap_or_default())
     }
 }
 

@@ -1,9 +1,10 @@
 //! Linear maps, norms, dropout sites, position tables.
 
-use super::{Builder, Init, stream};
+use super::{Builder, Init};
 use crate::Result;
 use crate::config::Norm;
 use crate::graph::Value;
+use kernels_cpu::philox::stream;
 
 impl Builder {
     /// y = x W^T + b with W `weight` [outputs, inputs] (the layout of PyTorch and Hugging Face) and b `bias` [outputs].

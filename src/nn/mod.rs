@@ -50,25 +50,21 @@ impl Parameter {
             Init::Zeros => {}
             Init::Ones => data.fill(1.0),
             Init::Normal(std) => {
-                philox::fill_normal(seed, stream(&self.name), &mut data);
+                philox::fill_normal(seed, philox::stream(&self.name), &mut data);
                 data.iter_mut().for_each(|v| *v = (*v as f64 * std) as f32);
             }
             Init::Uniform(bound) => {
                 let key = [seed as u32, (seed >> 32) as u32];
                 for (i, v) in data.iter_mut().enumerate() {
                     let block = (i / 4) as u64;
-                    let words = philox::philox4x32(key, [block as u32, (block >> 32) as u32, stream(&self.name), 1]);
+                    let words =
+                        philox::philox4x32(key, [block as u32, (block >> 32) as u32, philox::stream(&self.name), 1]);
                     *v = (bound * (2.0 * philox::uniform_f32(words[i % 4]) as f64 - 1.0)) as f32;
                 }
             }
         }
         HostTensor::f32(&self.shape, data)
     }
-}
-
-/// FNV-1a of the name: each weight and each dropout site draws from a stream of its own.
-pub fn stream(name: &str) -> u32 {
-    name.bytes().fold(0x811c_9dc5u32, |h, b| (h ^ b as u32).wrapping_mul(0x0100_0193))
 }
 
 /// Dropout during training.
