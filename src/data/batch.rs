@@ -274,6 +274,8 @@ impl EvalBatches {
             )));
         }
         let windows = evaluation_windows(&split, context, overlap);
+        // More rows than there are windows would only be padding.
+        let batch = batch.min(windows.len().max(1));
         Ok(Self { split, windows, batch, context })
     }
 
