@@ -140,27 +140,52 @@ fn wait_for(run: PathBuf, step: usize) {
     }
 }
 
-#[test]
-fn a_run_killed_in_mid_step_resumes_to_the_same_weights_bit_for_bit() {
+/// Trains `steps` steps straight, and again with a kill -9 after `kill_at`; the final weights must be the same bytes.
+fn killed_and_resumed(device: &str, steps: u64, kill_at: usize) {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
+    let steps_set = format!("train.steps={steps}");
+    let interval = format!("train.checkpoint_interval={}", steps / 8);
+    let device_set = format!("run.device={device}");
     let sets = [
         "--set",
-        "train.steps=400",
+        &steps_set,
         "--set",
-        "train.checkpoint_interval=50",
+        &interval,
+        "--set",
+        &device_set,
         "--set",
         "model.dropout=0.1",
         "--set",
-        "train.eval_interval=100",
+        "train.eval_interval=0",
     ];
-    good(dir, &train_args("straight", &sets));
-    let mut child = start(dir, "killed", &sets);
-    wait_for(dir.join("killed"), 120);
+    let plain: Vec<&str> =
+        train_args("straight", &sets).into_iter().filter(|a| !["--device", "cpu"].contains(a)).collect();
+    good(dir, &plain);
+    let args: Vec<&str> =
+        train_args("killed", &sets).into_iter().filter(|a| !["--device", "cpu"].contains(a)).collect();
+    let mut command = Command::new(BIN);
+    command.args(&args).current_dir(dir).env("LYNX_CACHE", dir.join("cache"));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for(dir.join("killed"), kill_at);
     child.kill().unwrap();
     child.wait().unwrap();
     good(dir, &["train", "--resume", "killed"]);
-    assert_eq!(weights(&dir.join("straight"), 400), weights(&dir.join("killed"), 400));
+    assert_eq!(weights(&dir.join("straight"), steps), weights(&dir.join("killed"), steps));
+}
+
+#[test]
+fn a_run_killed_in_mid_step_resumes_to_the_same_weights_bit_for_bit() {
+    killed_and_resumed("cpu", 400, 120);
+}
+
+#[test]
+fn a_run_killed_on_the_gpu_resumes_to_the_same_weights_bit_for_bit() {
+    if lynx_gpu::device::gpu::Context::adapters().is_empty() {
+        assert!(std::env::var_os("LYNX_REQUIRE_GPU").is_none(), "LYNX_REQUIRE_GPU is set and there is no GPU");
+        return;
+    }
+    killed_and_resumed("gpu", 80, 33);
 }
 
 #[cfg(unix)]
@@ -241,6 +266,9 @@ fn a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_stays_usable() 
     // A model of another shape.
     bad(dir, &["train", "--resume", "run", "--set", "model.width=64"], 6, &["shape"]);
     // A tokenizer of another model.
+    good(dir, &["tokenizer", "train", "--data", "verbs", "--kind", "byte", "--out", "other"]);
+    std::fs::copy(dir.join("other/tokenizer.json"), dir.join("run/checkpoints/step-20/tokenizer.json")).unwrap();
+    bad(dir, &["generate", "run", "--last", "--device", "cpu"], 2, &["model.vocab_size = 64", "260 tokens"]);
     std::fs::write(dir.join("run/checkpoints/step-20/tokenizer.json"), good(dir, &["completions", "bash"])).unwrap();
     let out = lynx(dir, &["generate", "run", "--last", "--device", "cpu"]);
     assert!(!out.status.success());

@@ -161,6 +161,40 @@ fn cpu_and_gpu_take_the_same_fifty_steps_dropout_included() {
     }
 }
 
+/// The preset itself, on the text it is meant for, where that is at hand.
+#[test]
+fn shakespeare_char_cpu_takes_the_same_fifty_steps_on_cpu_and_gpu() {
+    let shared = std::env::var_os("LYNX_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), Into::into);
+    let text = shared.join("data/text/tinyshakespeare.txt");
+    if !text.is_file() {
+        say!("SKIPPED: {} is not there (set LYNX_SHARED)", text.display());
+        return;
+    }
+    let Some(gpu) = gpu() else { return };
+    let source = format!("data.source={}", text.display());
+    let mut c = Config::load("shakespeare-char-cpu", &[source]).unwrap().0;
+    let (mut cpu, mut batches, _) = session(&mut c, &Device::Cpu);
+    let (mut other, _, _) = session(&mut c, &gpu);
+    let mut worst = 0.0f64;
+    for n in 1..=50 {
+        let batch = BatchSource::next_batch(&mut batches).unwrap();
+        let (x, y) = (step(&mut cpu, &[batch.clone()], n), step(&mut other, &[batch], n));
+        worst = worst.max((x.0 - y.0).abs());
+        assert!((x.0 - y.0).abs() < 1e-3, "step {n}: cpu {} gpu {}", x.0, y.0);
+    }
+    say!("shakespeare-char-cpu, 50 steps: losses within {worst:.1e} of the CPU's");
+}
+
+#[test]
+fn a_tokenizer_larger_than_the_models_vocabulary_is_refused() {
+    let tokenizer = Prepared::new(&mut config(&[]), None, &Cache::disabled()).unwrap().tokenizer;
+    let model = Box::new(Gpt::new(GptConfig { vocab_size: 20, ..GptConfig::default() }).unwrap());
+    let made = Session::for_inference(model, tokenizer, OptimizerConfig::default(), Device::Cpu, 1);
+    let text = made.err().unwrap().to_string();
+    assert!(text.contains("38 tokens") && text.contains("20"), "{text}");
+}
+
 #[test]
 fn a_loss_that_is_not_finite_leaves_the_weights_alone_and_names_the_node() {
     for device in devices() {
