@@ -50,6 +50,12 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let mut config = opened.config.clone();
     let data = Prepared::new(&mut config, Some(opened.tokenizer.clone()), &Cache::from_environment())?;
     let (name, split) = chosen_split(&args, &opened, &data)?;
+    if split.tokens.len() < 2 {
+        return Err(Error::Data(format!(
+            "the data of this run has no {name} split (data.heldout = \"{}\"); choose another --split",
+            config.data.heldout
+        )));
+    }
     let chosen = choose::choose(&args.device, workloads)?;
     let mut session = opened.session(chosen.device)?;
     let batch = args.batch.unwrap_or(opened.config.train.batch_size);
