@@ -178,8 +178,8 @@ fn shakespeare_char_cpu_takes_the_same_fifty_steps_on_cpu_and_gpu() {
     let (mut other, _, _) = session(&mut c, &gpu);
     let mut worst = 0.0f64;
     for n in 1..=50 {
-        let batch = BatchSource::next_batch(&mut batches).unwrap();
-        let (x, y) = (step(&mut cpu, &[batch.clone()], n), step(&mut other, &[batch], n));
+        let batch = [BatchSource::next_batch(&mut batches).unwrap()];
+        let (x, y) = (step(&mut cpu, &batch, n), step(&mut other, &batch, n));
         worst = worst.max((x.0 - y.0).abs());
         assert!((x.0 - y.0).abs() < 1e-3, "step {n}: cpu {} gpu {}", x.0, y.0);
     }
