@@ -1,5 +1,6 @@
 //! Files that are either there in full or not at all, and fingerprints of what is there.
 
+use crate::data::files::hex;
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -60,11 +61,6 @@ pub fn fingerprint(path: &Path) -> Result<(u64, String)> {
         }
     }
     Ok((bytes, hex(&hasher.finalize())))
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
