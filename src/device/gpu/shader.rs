@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 /// Files that other shaders may include.
 const SHARED: &[(&str, &str)] = &[
     ("matmul_common.wgsl", include_str!("../../../shaders/matmul_common.wgsl")),
+    ("attention_bindings.wgsl", include_str!("../../../shaders/attention_bindings.wgsl")),
     ("math.wgsl", include_str!("../../../shaders/math.wgsl")),
     ("philox.wgsl", include_str!("../../../shaders/philox.wgsl")),
     ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),
