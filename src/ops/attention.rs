@@ -291,7 +291,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "attention", cases }]
+    vec![Spec::new("attention", cases)]
 }
 
 /// An attention and its operands: (label, operator, [B, Tq, Tk, H, Hkv, D], key range, deviation of q and k).

@@ -116,7 +116,7 @@ impl Op for AttentionGrad {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "attention_grad", cases }]
+    vec![Spec::new("attention_grad", cases)]
 }
 
 fn cases() -> Vec<Case> {

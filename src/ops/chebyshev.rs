@@ -399,7 +399,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "chebyshev", cases: forward_cases }, Spec { name: "chebyshev_grad", cases: gradient_cases }]
+    vec![Spec::new("chebyshev", forward_cases), Spec::new("chebyshev_grad", gradient_cases)]
 }
 
 const SHAPES: &[([usize; 3], usize)] = &[

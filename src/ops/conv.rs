@@ -232,7 +232,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "causal_conv", cases }, Spec { name: "causal_conv_weight_grad", cases: weight_grad_cases }]
+    vec![Spec::new("causal_conv", cases), Spec::new("causal_conv_weight_grad", weight_grad_cases)]
 }
 
 /// (x, taps)

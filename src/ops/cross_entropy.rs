@@ -194,7 +194,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "cross_entropy", cases }, Spec { name: "cross_entropy_grad", cases: grad_cases }]
+    vec![Spec::new("cross_entropy", cases), Spec::new("cross_entropy_grad", grad_cases)]
 }
 
 /// WGSL grants exp(x) an error of 3 + 2|x| ulp; relative to the largest exponential of a row that is at most 3 for each term, and for

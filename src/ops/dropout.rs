@@ -106,7 +106,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "dropout", cases }]
+    vec![Spec::new("dropout", cases)]
 }
 
 fn state(words: [u32; 3]) -> Sample {

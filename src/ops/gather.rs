@@ -221,7 +221,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "embedding", cases: embedding_cases }, Spec { name: "scatter_add_rows", cases: scatter_cases }]
+    vec![Spec::new("embedding", embedding_cases), Spec::new("scatter_add_rows", scatter_cases)]
 }
 
 /// (V, D, shape of ids)

@@ -37,9 +37,9 @@ fn scales_shape(values: &[usize], group: usize) -> Result<Vec<usize>, String> {
 
 pub fn specs() -> Vec<Spec> {
     vec![
-        Spec { name: "dequantize", cases: cases::dequantize },
-        Spec { name: "quantize_rows", cases: cases::quantize },
-        Spec { name: "matmul_q8", cases: cases::matmul_q8 },
-        Spec { name: "matmul_q8q8", cases: cases::matmul_q8q8 },
+        Spec::new("dequantize", cases::dequantize),
+        Spec::new("quantize_rows", cases::quantize),
+        Spec::new("matmul_q8", cases::matmul_q8),
+        Spec::new("matmul_q8q8", cases::matmul_q8q8),
     ]
 }

@@ -227,5 +227,5 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "matmul", cases: cases::cases }]
+    vec![Spec::new("matmul", cases::cases)]
 }

@@ -18,6 +18,20 @@ pub struct Spec {
     pub name: &'static str,
     /// Shapes and value distributions that exercise it, the nasty ones included.
     pub cases: fn() -> Vec<Case>,
+    /// What it is timed with: the shapes of the presets, and others that matter to whoever trains with it. Large; never run by the
+    /// parity suite.
+    pub sizes: fn() -> Vec<Case>,
+}
+
+impl Spec {
+    /// An operator that nothing times yet.
+    pub fn new(name: &'static str, cases: fn() -> Vec<Case>) -> Self {
+        Spec { name, cases, sizes: Vec::new }
+    }
+    /// The same operator, timed with these cases.
+    pub fn timed(self, sizes: fn() -> Vec<Case>) -> Self {
+        Spec { sizes, ..self }
+    }
 }
 
 macro_rules! operators {

@@ -274,7 +274,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "movement", cases }]
+    vec![Spec::new("movement", cases)]
 }
 
 fn cases() -> Vec<Case> {

@@ -183,9 +183,9 @@ impl Graph {
 
 pub fn specs() -> Vec<Spec> {
     vec![
-        Spec { name: "norm", cases },
-        Spec { name: "norm_grad_x", cases: grad::x_cases },
-        Spec { name: "norm_grad_params", cases: grad::params_cases },
+        Spec::new("norm", cases),
+        Spec::new("norm_grad_x", grad::x_cases),
+        Spec::new("norm_grad_params", grad::params_cases),
     ]
 }
 

@@ -258,7 +258,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "adamw", cases: adamw_cases }, Spec { name: "sgd_momentum", cases: sgd_cases }]
+    vec![Spec::new("adamw", adamw_cases), Spec::new("sgd_momentum", sgd_cases)]
 }
 
 const SHAPES: [&[usize]; 6] = [&[], &[1], &[7, 13], &[64, 65], &[0], &[601, 500]];

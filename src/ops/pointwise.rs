@@ -234,7 +234,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "pointwise", cases }]
+    vec![Spec::new("pointwise", cases)]
 }
 
 fn cases() -> Vec<Case> {

@@ -260,7 +260,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "procrustes", cases }]
+    vec![Spec::new("procrustes", cases)]
 }
 
 /// Clouds `(za, zb)`: zb normal and za a rotation of it plus `noise`, for every batch row. The rotation is the polar

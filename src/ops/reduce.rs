@@ -172,7 +172,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "reduce", cases }]
+    vec![Spec::new("reduce", cases)]
 }
 
 fn cases() -> Vec<Case> {

@@ -59,7 +59,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "reshape", cases }]
+    vec![Spec::new("reshape", cases)]
 }
 
 fn cases() -> Vec<Case> {

@@ -227,7 +227,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "rope", cases }]
+    vec![Spec::new("rope", cases)]
 }
 
 fn cases() -> Vec<Case> {

@@ -272,7 +272,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "gated_scan", cases: forward_cases }, Spec { name: "gated_scan_grad", cases: gradient_cases }]
+    vec![Spec::new("gated_scan", forward_cases), Spec::new("gated_scan_grad", gradient_cases)]
 }
 
 const SHAPES: &[([usize; 3], usize)] = &[

@@ -157,7 +157,7 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec { name: "softmax", cases }, Spec { name: "softmax_grad", cases: grad_cases }]
+    vec![Spec::new("softmax", cases), Spec::new("softmax_grad", grad_cases)]
 }
 
 /// WGSL grants exp(x) an error of 3 + 2|x| ulp: relative to the largest result of a row at most 3, and as much again in the sum.
