@@ -1,36 +1,17 @@
 //! Matrix multiplication: the `gemm` crate for large products, own kernels for a few rows (GEMV), batches over threads, and an
 //! epilogue applied while the result is in cache. Runs repeat bit for bit with the same number of threads.
 
+mod epilogue;
+mod matrix;
+#[cfg(test)]
+mod tests;
+
 use crate::gemv::{GEMV_MAX_ROWS, Strided, gemv};
-use crate::math;
 use crate::threads::{self, SharedMut, par_rows};
-use gemm::Parallelism;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Activation {
-    #[default]
-    None,
-    Relu,
-    Silu,
-    GeluTanh,
-    GeluErf,
-}
-
-/// What happens to the product before it is final: `activation(c + bias) + residual`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Epilogue<'a> {
-    /// One number per column, [n].
-    pub bias: Option<&'a [f32]>,
-    pub activation: Activation,
-    /// Like the product, with the same row stride (`ldc`).
-    pub residual: Option<&'a [f32]>,
-}
-
-impl Epilogue<'_> {
-    pub fn is_none(&self) -> bool {
-        self.bias.is_none() && self.activation == Activation::None && self.residual.is_none()
-    }
-}
+use crate::{half, math};
+use ::gemm::Parallelism;
+pub use epilogue::{Activation, Epilogue};
+pub use matrix::{Matrix, MatrixMut};
 
 /// The rows of a product that are finished together: this many bytes of result stay in a shared cache.
 const PANEL_BYTES: usize = 2 << 20;
@@ -112,10 +93,82 @@ pub fn gemm_epilogue(
         let c = &mut c[first * ldc..];
         product(rows, n, k, a, b, accumulate, c, ldc, true);
         if !epilogue.is_none() {
-            let residual = epilogue.residual.map(|r| &r[first * ldc..]);
-            finish(rows, n, c, ldc, Epilogue { residual, ..epilogue });
+            finish(rows, n, c, ldc, epilogue.at(first * ldc));
         }
     }
+}
+
+/// [`gemm_epilogue`] with operands and result stored in any format. Products are accumulated in `f32` and the final number is rounded
+/// once to the format of `c`.
+///
+/// # Panics
+/// If a slice is too short for its shape and stride.
+pub fn gemm_mixed(
+    trans_a: bool,
+    trans_b: bool,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Matrix,
+    lda: usize,
+    b: Matrix,
+    ldb: usize,
+    accumulate: bool,
+    c: MatrixMut,
+    ldc: usize,
+    epilogue: Epilogue,
+) {
+    let (mut a_copy, mut b_copy) = (Vec::new(), Vec::new());
+    let (a, b) = (widened(a, &mut a_copy), widened(b, &mut b_copy));
+    let mut c = match c {
+        MatrixMut::F32(c) => {
+            return gemm_epilogue(trans_a, trans_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc, epilogue);
+        }
+        narrow => narrow,
+    };
+    let mut wide = Vec::new();
+    widened(c.as_ref(), &mut wide);
+    gemm_epilogue(trans_a, trans_b, m, n, k, a, lda, b, ldb, accumulate, &mut wide, ldc, epilogue);
+    c.narrow(0, &wide);
+}
+
+/// [`gemm_mixed`] for `batch` products as in [`gemm_batched`]; the matrices of a residual are `stride_c` apart, and the bias serves all.
+///
+/// # Panics
+/// If a slice is too short, or results overlap.
+pub fn gemm_mixed_batched(
+    trans_a: bool,
+    trans_b: bool,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Matrix,
+    lda: usize,
+    stride_a: usize,
+    b: Matrix,
+    ldb: usize,
+    stride_b: usize,
+    accumulate: bool,
+    mut c: MatrixMut,
+    ldc: usize,
+    stride_c: usize,
+    batch: usize,
+    epilogue: Epilogue,
+) {
+    for i in 0..batch {
+        let c = c.tail(i * stride_c);
+        let (a, b) = (a.tail(i * stride_a), b.tail(i * stride_b));
+        gemm_mixed(trans_a, trans_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc, epilogue.at(i * stride_c));
+    }
+}
+
+fn widened<'a>(x: Matrix<'a>, copy: &'a mut Vec<f32>) -> &'a [f32] {
+    if let Matrix::F32(x) = x {
+        return x;
+    }
+    copy.resize(x.len(), 0.0);
+    x.widen(0..x.len(), copy);
+    copy
 }
 
 /// [`gemm`] for `batch` products whose operands are `stride_a`, `stride_b` and `stride_c` elements apart (0: the same operand for all; `stride_c` must be at least
@@ -202,7 +255,7 @@ fn product(
         let run = |parallelism| {
             // SAFETY: the callers checked that every operand covers its shape and strides, and `c` is borrowed mutably.
             unsafe {
-                gemm::gemm(
+                ::gemm::gemm(
                     m,
                     n,
                     k,
@@ -233,13 +286,11 @@ fn product(
 }
 
 crate::multiversion! {
-    fn finish_rows<V>(n: usize, c: &mut [f32], ldc: usize, bias: Option<&[f32]>, act: Activation, residual: Option<&[f32]>) {
+    fn finish_rows<V>(n: usize, c: &mut [f32], ldc: usize, bias: Option<Matrix>, act: Activation, residual: Option<Matrix>) {
         for (i, row) in c.chunks_mut(ldc).enumerate() {
             let row = &mut row[..n];
             if let Some(bias) = bias {
-                for (c, &b) in row.iter_mut().zip(bias) {
-                    *c += b;
-                }
+                add(row, bias);
             }
             match act {
                 Activation::None => {}
@@ -249,11 +300,18 @@ crate::multiversion! {
                 Activation::GeluErf => row.iter_mut().for_each(|c| *c = math::gelu_erf::<V>(*c)),
             }
             if let Some(residual) = residual {
-                for (c, &r) in row.iter_mut().zip(&residual[i * ldc..]) {
-                    *c += r;
-                }
+                add(row, residual.tail(i * ldc));
             }
         }
+    }
+}
+
+#[inline(always)]
+fn add(row: &mut [f32], x: Matrix) {
+    match x {
+        Matrix::F32(x) => row.iter_mut().zip(x).for_each(|(c, &x)| *c += x),
+        Matrix::Bf16(x) => row.iter_mut().zip(x).for_each(|(c, &x)| *c += half::bf16_to_f32(x)),
+        Matrix::F16(x) => row.iter_mut().zip(x).for_each(|(c, &x)| *c += half::f16_to_f32(x)),
     }
 }
 
@@ -263,163 +321,6 @@ fn finish(m: usize, n: usize, c: &mut [f32], ldc: usize, epilogue: Epilogue) {
     par_rows(m, cost, |r| {
         // SAFETY: the ranges of rows are disjoint; the last row of each ends with its last column.
         let c = unsafe { shared.slice(r.start * ldc..(r.end - 1) * ldc + n) };
-        finish_rows(n, c, ldc, epilogue.bias, epilogue.activation, epilogue.residual.map(|x| &x[r.start * ldc..]));
+        finish_rows(n, c, ldc, epilogue.bias, epilogue.activation, epilogue.residual.map(|x| x.tail(r.start * ldc)));
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::program::Unary;
-
-    const U: f64 = 1.0 / (1 << 24) as f64;
-
-    fn data(n: usize, seed: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 + seed * 131) % 1013) as f32 / 1013.0 - 0.45).collect()
-    }
-
-    /// (value, sum of magnitudes) of element (i, j) of op(a) op(b).
-    fn element(
-        ta: bool,
-        tb: bool,
-        k: usize,
-        a: &[f32],
-        lda: usize,
-        b: &[f32],
-        ldb: usize,
-        i: usize,
-        j: usize,
-    ) -> (f64, f64) {
-        let terms = (0..k).map(|l| {
-            let x = if ta { a[l * lda + i] } else { a[i * lda + l] };
-            let y = if tb { b[j * ldb + l] } else { b[l * ldb + j] };
-            x as f64 * y as f64
-        });
-        (terms.clone().sum(), terms.map(f64::abs).sum())
-    }
-
-    const SHAPES: [(usize, usize, usize); 18] = [
-        (1, 1, 1),
-        (1, 257, 65),
-        (2, 129, 64),
-        (3, 5, 1000),
-        (4, 128, 127),
-        (5, 3, 7),
-        (67, 1, 33),
-        (129, 4, 17),
-        (7, 11, 13),
-        (64, 64, 64),
-        (65, 33, 129),
-        (130, 257, 67),
-        (1, 1, 0),
-        (5, 6, 0),
-        (0, 3, 4),
-        (3, 0, 4),
-        (1, 1, 4099),
-        (300, 129, 31),
-    ];
-
-    #[test]
-    fn all_transposes_strides_and_accumulation_agree_with_f64() {
-        for (m, n, k) in SHAPES {
-            for (ta, tb, pad, accumulate) in [
-                (false, false, 0, false),
-                (true, false, 0, true),
-                (false, true, 0, false),
-                (true, true, 0, true),
-                (false, false, 3, true),
-                (true, true, 5, false),
-            ] {
-                let (ra, ca) = if ta { (k, m) } else { (m, k) };
-                let (rb, cb) = if tb { (n, k) } else { (k, n) };
-                let (lda, ldb, ldc) = (ca + pad, cb + pad, n + pad);
-                let (a, b, c0) = (data(ra * lda, 1), data(rb * ldb, 2), data(m * ldc, 3));
-                let mut c = c0.clone();
-                gemm(ta, tb, m, n, k, &a, lda, &b, ldb, accumulate, &mut c, ldc);
-                for i in 0..m {
-                    for j in 0..ldc {
-                        let at = i * ldc + j;
-                        if j >= n {
-                            assert_eq!(c[at], c0[at], "padding is left alone");
-                            continue;
-                        }
-                        let (mut want, mut size) = element(ta, tb, k, &a, lda, &b, ldb, i, j);
-                        if accumulate {
-                            want += c0[at] as f64;
-                            size += c0[at].abs() as f64;
-                        }
-                        // any order of k fused additions
-                        let bound = U * (k as f64 + 2.0) * size;
-                        assert!((c[at] as f64 - want).abs() <= bound, "{m} {n} {k} {ta} {tb} {pad}: {} {want}", c[at]);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn epilogues_agree_with_f64_across_panels() {
-        for (m, n, k) in [(1, 5, 3), (3, 129, 65), (7, 11, 13), (700, 1031, 9), (257, 1, 5)] {
-            for activation in
-                [Activation::None, Activation::Relu, Activation::Silu, Activation::GeluTanh, Activation::GeluErf]
-            {
-                let ldc = n + 2;
-                let (a, b, bias, residual) = (data(m * k, 1), data(k * n, 2), data(n, 3), data(m * ldc, 4));
-                let mut c = vec![0.0; m * ldc];
-                let epilogue = Epilogue { bias: Some(&bias), activation, residual: Some(&residual) };
-                gemm_epilogue(false, false, m, n, k, &a, k, &b, n, false, &mut c, ldc, epilogue);
-                for i in (0..m).step_by(if m > 100 { 37 } else { 1 }) {
-                    for j in 0..n {
-                        let (product, size) = element(false, false, k, &a, k, &b, n, i, j);
-                        let z = product + bias[j] as f64;
-                        let f = match activation {
-                            Activation::None => z,
-                            Activation::Relu => z.max(0.0),
-                            Activation::Silu => Unary::Silu.eval_f64(z),
-                            Activation::GeluTanh => Unary::GeluTanh.eval_f64(z),
-                            Activation::GeluErf => Unary::GeluErf.eval_f64(z),
-                        };
-                        let want = f + residual[i * ldc + j] as f64;
-                        // slopes of the activations are below 1.13; they add at most 20 ULP of their value
-                        let bound = U * (1.13 * (k as f64 + 3.0) * (size + 1.0) + 40.0 * f.abs() + want.abs());
-                        assert!((c[i * ldc + j] as f64 - want).abs() <= bound, "{m} {n} {k} {activation:?}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn batches_agree_with_single_products_and_may_share_an_operand() {
-        for (batch, m, n, k) in
-            [(1, 3, 4, 5), (7, 9, 8, 17), (3, 64, 65, 33), (2, 130, 70, 64), (5, 1, 33, 8), (0, 2, 2, 2), (4, 2, 3, 0)]
-        {
-            for shared in [false, true] {
-                let stride_b = if shared { 0 } else { k * n };
-                let (a, b) = (data(batch * m * k, 1), data((batch * k * n).max(k * n), 2));
-                let mut c = vec![1.0; batch * m * n];
-                gemm_batched(false, true, m, n, k, &a, k, m * k, &b, k, stride_b, true, &mut c, n, m * n, batch);
-                for i in 0..batch {
-                    for (r, j) in (0..m).flat_map(|r| (0..n).map(move |j| (r, j))) {
-                        let (want, size) = element(false, true, k, &a[i * m * k..], k, &b[i * stride_b..], k, r, j);
-                        let got = c[(i * m + r) * n + j] as f64;
-                        assert!((got - want - 1.0).abs() <= U * (k as f64 + 2.0) * (size + 1.0));
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_product_repeats_bit_for_bit() {
-        let (m, n, k) = (193, 257, 129);
-        let (a, b) = (data(m * k, 1), data(k * n, 2));
-        let run = || {
-            let mut c = vec![0.0; m * n];
-            gemm(false, false, m, n, k, &a, k, &b, n, false, &mut c, n);
-            c
-        };
-        let first = run();
-        assert!((0..5).all(|_| run() == first));
-    }
 }

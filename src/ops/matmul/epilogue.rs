@@ -124,9 +124,9 @@ impl Epilogue {
     /// The epilogue with its operands, as `kernels-cpu` takes it.
     pub fn on_cpu<'a>(&self, call: &'a CpuCall) -> gemm::Epilogue<'a> {
         gemm::Epilogue {
-            bias: self.bias.map(|i| call.f32(i)),
+            bias: self.bias.map(|i| call.f32(i).into()),
             activation: self.activation,
-            residual: self.residual.map(|i| call.f32(i)),
+            residual: self.residual.map(|i| call.f32(i).into()),
         }
     }
 

@@ -1,0 +1,118 @@
+//! Operands of a product: slices of `f32` or of 16-bit numbers.
+
+use crate::half;
+use std::ops::Range;
+
+/// A matrix that is read, in the format it is stored in.
+#[derive(Clone, Copy, Debug)]
+pub enum Matrix<'a> {
+    F32(&'a [f32]),
+    /// bfloat16 as bits.
+    Bf16(&'a [u16]),
+    /// IEEE 754 binary16 as bits.
+    F16(&'a [u16]),
+}
+
+impl<'a> From<&'a [f32]> for Matrix<'a> {
+    fn from(data: &'a [f32]) -> Self {
+        Matrix::F32(data)
+    }
+}
+
+impl<'a> Matrix<'a> {
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Matrix::F32(x) => x.len(),
+            Matrix::Bf16(x) | Matrix::F16(x) => x.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements from `start` on: none where that is beyond the end (an operand without elements).
+    pub fn tail(&self, start: usize) -> Matrix<'a> {
+        let start = start.min(self.len());
+        match self {
+            Matrix::F32(x) => Matrix::F32(&x[start..]),
+            Matrix::Bf16(x) => Matrix::Bf16(&x[start..]),
+            Matrix::F16(x) => Matrix::F16(&x[start..]),
+        }
+    }
+
+    /// Element `i` as an `f32`.
+    #[inline(always)]
+    pub fn get(&self, i: usize) -> f32 {
+        match self {
+            Matrix::F32(x) => x[i],
+            Matrix::Bf16(x) => half::bf16_to_f32(x[i]),
+            Matrix::F16(x) => half::f16_to_f32(x[i]),
+        }
+    }
+
+    /// Widens the elements `range` into `out`.
+    pub(crate) fn widen(&self, range: Range<usize>, out: &mut [f32]) {
+        match self {
+            Matrix::F32(x) => out.copy_from_slice(&x[range]),
+            Matrix::Bf16(x) => half::widen_bf16(&x[range], out),
+            Matrix::F16(x) => half::widen_f16(&x[range], out),
+        }
+    }
+}
+
+/// A matrix that is written, in the format it is stored in.
+#[derive(Debug)]
+pub enum MatrixMut<'a> {
+    F32(&'a mut [f32]),
+    /// bfloat16 as bits.
+    Bf16(&'a mut [u16]),
+    /// IEEE 754 binary16 as bits.
+    F16(&'a mut [u16]),
+}
+
+impl<'a> From<&'a mut [f32]> for MatrixMut<'a> {
+    fn from(data: &'a mut [f32]) -> Self {
+        MatrixMut::F32(data)
+    }
+}
+
+impl MatrixMut<'_> {
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.as_ref().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn as_ref(&self) -> Matrix<'_> {
+        match self {
+            MatrixMut::F32(x) => Matrix::F32(x),
+            MatrixMut::Bf16(x) => Matrix::Bf16(x),
+            MatrixMut::F16(x) => Matrix::F16(x),
+        }
+    }
+
+    /// As [`Matrix::tail`].
+    pub fn tail(&mut self, start: usize) -> MatrixMut<'_> {
+        let start = start.min(self.len());
+        match self {
+            MatrixMut::F32(x) => MatrixMut::F32(&mut x[start..]),
+            MatrixMut::Bf16(x) => MatrixMut::Bf16(&mut x[start..]),
+            MatrixMut::F16(x) => MatrixMut::F16(&mut x[start..]),
+        }
+    }
+
+    /// Narrows `values` into the elements from `start` on.
+    pub(crate) fn narrow(&mut self, start: usize, values: &[f32]) {
+        let range = start..start + values.len();
+        match self {
+            MatrixMut::F32(x) => x[range].copy_from_slice(values),
+            MatrixMut::Bf16(x) => half::narrow_bf16(values, &mut x[range]),
+            MatrixMut::F16(x) => half::narrow_f16(values, &mut x[range]),
+        }
+    }
+}
