@@ -318,3 +318,56 @@ fn pipelines_are_cached_on_disk_and_a_damaged_cache_does_no_harm() {
     run();
     assert!(std::fs::read(file()).unwrap().len() > whole.len() / 2, "a damaged file is written anew");
 }
+
+#[test]
+fn a_profile_has_a_time_for_every_kernel_and_leaves_the_run_as_it_was() {
+    let Some(context) = open(Options::default()) else { return };
+    let n = 1 << 18;
+    let plan = descent(n);
+    let device = Device::Gpu(context);
+    let prepared = || {
+        let mut executable = plan.prepare(&mut Store::new(&device)).unwrap();
+        feed(executable.as_mut(), n);
+        executable
+    };
+    let mut executable = prepared();
+    let times = executable.profile(3).unwrap();
+    let notes = executable.notes();
+    assert_eq!(times.iter().map(|t| t.kernel.clone()).collect::<Vec<_>>(), notes.kernels);
+    assert!(times.is_sorted_by_key(|t| t.call) && times.last().unwrap().call + 1 == plan.work.calls.len());
+    assert!(times.iter().all(|t| t.label == plan.work.calls[t.call].label && t.seconds.is_finite()));
+    assert!(times.iter().map(|t| t.seconds).sum::<f64>() > 0.0);
+    // Two runs to warm up and three timed ones are five steps of gradient descent.
+    let mut other = prepared();
+    let losses: Vec<f32> = (0..6).map(|_| loss(other.as_mut()).unwrap()).collect();
+    assert_eq!(loss(executable.as_mut()).unwrap(), losses[5]);
+}
+
+#[test]
+fn pipelines_are_counted_once_for_a_context_and_come_from_the_cache_in_the_next_run() {
+    let Some(context) = open(Options::default()) else { return };
+    let device = Device::Gpu(context.clone());
+    let prepare = || descent(64).prepare(&mut Store::new(&device)).unwrap().notes();
+    let (first, second) = (prepare(), prepare());
+    assert!(first.pipelines > 0 && first.pipeline_seconds > 0.0);
+    assert_eq!((second.pipelines, second.pipelines_cached, second.pipeline_seconds), (0, 0, 0.0));
+    if !context.caps().features.pipeline_cache {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let start = |name: &str| {
+        let out = dir.path().join(name);
+        let sets = "train.steps=1 train.eval_interval=0 train.eval_batches=1 train.sample_tokens=0 model.layers=1";
+        let mut arguments = vec!["train", "--device", "gpu", "--json", "--out", out.to_str().unwrap()];
+        sets.split(' ').for_each(|set| arguments.extend(["--set", set]));
+        let output = lynx(&arguments, &dir.path().join("cache"));
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|l| l.contains("\"start\"")).expect("a line about the start");
+        let start: serde_json::Value = serde_json::from_str(line).unwrap();
+        (start["pipelines"].as_u64().unwrap(), start["pipelines_cached"].as_u64().unwrap())
+    };
+    let (cold, warm) = (start("cold"), start("warm"));
+    assert!(cold.0 > 0 && cold.1 < cold.0);
+    assert_eq!(warm, (cold.0, cold.0));
+}

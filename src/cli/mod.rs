@@ -7,6 +7,7 @@ pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod report;
+mod start;
 pub mod tokenizer;
 pub mod train;
 pub mod verify;

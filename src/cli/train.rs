@@ -1,5 +1,6 @@
 //! `lynx-gpu train`: trains a model and shows it happening.
 
+use super::start::FirstStep;
 use crate::Result;
 use crate::config::Config;
 use crate::data::Cache;
@@ -16,6 +17,7 @@ use crate::train::trainer::{Start, Training};
 use crate::train::tui::Tui;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -52,6 +54,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
+    let begun = Instant::now();
     let sets = overrides(&args);
     let mut start = Start::Fresh;
     let (mut config, name, mut run) = match &args.resume {
@@ -94,14 +97,12 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     run.manifest.data = data.describe();
     let control = Arc::new(Control::default());
     control.listen_to_signals()?;
-    let mut observers: Vec<Box<dyn Observer>> = Vec::new();
-    if args.tui {
-        observers.push(Box::new(Tui::start(control.clone())?));
-    } else if json {
-        observers.push(Box::new(JsonLines::new(std::io::stdout())));
-    } else {
-        observers.push(Box::new(Console::new()));
-    }
+    let inner: Box<dyn Observer> = match (args.tui, json) {
+        (true, _) => Box::new(Tui::start(control.clone())?),
+        (false, true) => Box::new(JsonLines::new(std::io::stdout())),
+        (false, false) => Box::new(Console::new()),
+    };
+    let observer = FirstStep { begun, notes: session.notes(), json, inner, said: false };
     let files = ModelFiles {
         config_json: serde_json::to_string_pretty(&config.model).unwrap_or_default(),
         tokenizer_json: data.tokenizer.to_huggingface_json(),
@@ -114,7 +115,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         run: &mut run,
         files,
         control,
-        observers,
+        observers: vec![Box::new(observer)],
     };
     let outcome = training.run(start)?.into_result()?;
     let baseline = ngram::best_ngram(&data.corpus.train, &data.corpus.val, data.corpus.vocab_size)?;

@@ -58,6 +58,28 @@ pub trait Executable {
     fn notes(&self) -> ExecutionNotes {
         ExecutionNotes::default()
     }
+    /// Runs `runs` times (at least once, after warming up) and gives the median seconds of each kernel, in order. These are whole
+    /// runs: variables change as they do in `run`. Empty on a device that cannot tell its calls apart.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    fn profile(&mut self, runs: usize) -> Result<Vec<CallTime>> {
+        let _ = runs;
+        Ok(vec![])
+    }
+}
+
+/// How long one kernel of a plan takes. A call that needs several has an entry for each.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct CallTime {
+    /// Index in `Work::calls`.
+    pub call: usize,
+    /// The graph node's name.
+    pub label: String,
+    /// Label of the kernel, as in `ExecutionNotes::kernels`.
+    pub kernel: String,
+    /// Seconds on the device, or wall clock where it has no timestamps.
+    pub seconds: f64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
@@ -70,6 +92,12 @@ pub struct ExecutionNotes {
     /// Labels of the kernels chosen, one per dispatch (tests assert which variant ran).
     pub kernels: Vec<String>,
     pub submissions: usize,
+    /// Pipelines made for this plan, beside those that the device had already.
+    pub pipelines: usize,
+    /// Of these, how many the pipeline cache of an earlier run held.
+    pub pipelines_cached: usize,
+    /// Seconds spent making them. Some drivers compile in the first run instead.
+    pub pipeline_seconds: f64,
 }
 
 /// Named variables (weights, optimiser state) in a device's memory, shared by every executable made with this store.

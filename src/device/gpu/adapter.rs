@@ -63,12 +63,14 @@ pub fn caps(adapter: &wgpu::Adapter, options: &Options) -> Caps {
     }
 }
 
-/// The wgpu features to request for these capabilities.
-pub(super) fn required(features: &Features) -> wgpu::Features {
+/// The wgpu features to request of `adapter` for these capabilities.
+pub(super) fn required(adapter: &wgpu::Adapter, features: &Features) -> wgpu::Features {
     let mut required = wgpu::Features::empty();
     required.set(wgpu::Features::SUBGROUP, features.subgroups);
     required.set(wgpu::Features::SHADER_F16, features.f16);
     required.set(wgpu::Features::TIMESTAMP_QUERY, features.timestamps);
+    let inside = wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+    required.set(inside, features.timestamps && adapter.features().contains(inside));
     required.set(wgpu::Features::PIPELINE_CACHE, features.pipeline_cache);
     required
 }

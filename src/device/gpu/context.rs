@@ -78,6 +78,16 @@ pub(super) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
+/// Where a pipeline came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Made earlier by this context.
+    Context,
+    /// Compiled by an earlier run; the driver read it from the pipeline cache.
+    Cache,
+    Compiled,
+}
+
 impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "gpu::Context({})", self.name())
@@ -95,7 +105,7 @@ impl Context {
         let caps = adapter::caps(adapter, &options);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lynx-gpu"),
-            required_features: adapter::required(&caps.features),
+            required_features: adapter::required(adapter, &caps.features),
             required_limits: adapter.limits(),
             // The plan decides what is allocated; the allocator should not keep more.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
@@ -224,12 +234,12 @@ impl Context {
             .clone()
     }
 
-    /// The pipeline of a shader, compiled on first use (by any thread).
-    pub(super) fn pipeline(&self, shader: &Shader, writable: &[bool], uniform: bool) -> Result<Pipeline> {
+    /// The pipeline of a shader, compiled on first use (by any thread), and where it came from.
+    pub(super) fn pipeline(&self, shader: &Shader, writable: &[bool], uniform: bool) -> Result<(Pipeline, Origin)> {
         let key = (shader.source.clone(), writable.to_vec(), uniform);
         let cell = self.pipelines.lock().unwrap_or_else(|e| e.into_inner()).entry(key).or_default().clone();
         if let Some(p) = cell.get() {
-            return Ok(p.clone());
+            return Ok((p.clone(), Origin::Context));
         }
         self.check()?;
         let start = Instant::now();
@@ -273,10 +283,9 @@ impl Context {
                 "{device} refuses the kernel {label}: {e}; `lynx-gpu verify` makes a report for a bug thread, --device cpu works meanwhile"
             )));
         }
-        if let Some(cache) = &self.pipeline_cache {
-            cache.compiled(start.elapsed());
-        }
-        Ok(cell.get_or_init(|| Pipeline { pipeline, layout }).clone())
+        let cached = self.pipeline_cache.as_ref().is_some_and(|c| c.compiled(&shader.source, start.elapsed()));
+        let origin = if cached { Origin::Cache } else { Origin::Compiled };
+        Ok((cell.get_or_init(|| Pipeline { pipeline, layout }).clone(), origin))
     }
 
     /// Puts compiled pipelines on disk, where they are worth it. A cache that cannot be written only costs the next start.

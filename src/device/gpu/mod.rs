@@ -5,8 +5,10 @@ mod context;
 mod lowering;
 mod memory;
 mod pipeline_cache;
+mod profile;
 mod runner;
 mod shader;
+mod twin;
 
 pub use context::{Context, Options};
 pub use lowering::{Bind, Buf, Caps, Dispatch, Features, Limits, Lowered, Lowering, Params, Shader, lower};

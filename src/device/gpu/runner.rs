@@ -1,10 +1,10 @@
 //! Runs a lowered `Work`: pre-built pipelines and bind groups, one compute pass and one submission where the time budget
 //! allows, and CPU twins for the calls a GPU cannot take.
 
-use super::context::{Context, Pipeline};
+use super::context::{Context, Origin, Pipeline};
 use super::lowering::{Buf, Caps, Dispatch, Lowered, lower};
-use crate::device::kernel::Operand;
-use crate::device::{Call, CpuCall, Executable, ExecutionNotes, Home, Memory, Place, Store, Work, cpu};
+use super::twin::Twin;
+use crate::device::{Call, CallTime, Executable, ExecutionNotes, Home, Memory, Place, Store, Work};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -28,23 +28,25 @@ const MEASURED_RUN: u64 = 1;
 const MEASURABLE_SECONDS: f64 = 2e-3;
 
 pub struct Runner {
-    context: Arc<Context>,
-    work: Work,
+    pub(super) context: Arc<Context>,
+    pub(super) work: Work,
     buffers: Vec<wgpu::Buffer>,
     /// Scratch memory and uniform parameters.
     workspace: Vec<wgpu::Buffer>,
-    steps: Vec<Step>,
-    batches: Vec<Batch>,
+    pub(super) steps: Vec<Step>,
+    pub(super) batches: Vec<Batch>,
     runs: u64,
     notes: ExecutionNotes,
 }
 
-enum Step {
+pub(super) enum Step {
     Gpu(Prepared),
     Cpu(Twin),
 }
 
-struct Prepared {
+pub(super) struct Prepared {
+    /// Index of the call it is part of.
+    pub call: usize,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     groups: [u32; 3],
@@ -52,9 +54,17 @@ struct Prepared {
     seconds: f64,
 }
 
+impl Prepared {
+    pub fn encode(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(self.groups[0], self.groups[1], self.groups[2]);
+    }
+}
+
 /// Neighbouring steps that go to the GPU in one submission, or one step that runs on the CPU.
 #[derive(Clone, Debug, PartialEq)]
-enum Batch {
+pub(super) enum Batch {
     Gpu(Range<usize>),
     Cpu(usize),
 }
@@ -78,14 +88,6 @@ fn batches(seconds: impl Iterator<Item = Option<f64>>, budget: f64) -> Vec<Batch
         }
     }
     batches
-}
-
-/// A call that runs on the CPU inside a GPU plan: host copies of its operands.
-struct Twin {
-    call: usize,
-    operands: CpuCall,
-    inputs: Vec<Arc<cpu::Buffer>>,
-    outputs: Vec<Arc<cpu::Buffer>>,
 }
 
 /// Bytes of scratch memory and parameter blocks that `work` needs on a device with these capabilities.
@@ -173,13 +175,13 @@ impl Runner {
         let (offsets, params_bytes) = params_layout(&lowered);
         let params = uniform_buffer(&context, &lowered, &offsets, params_bytes)?;
 
-        let pipelines = compile(&context, &lowered)?;
         let mut notes = notes_of(&work, &lowered);
+        let pipelines = compile(&context, &lowered, &mut notes)?;
         let mut steps = Vec::new();
         for (index, l) in lowered.iter().enumerate() {
             let call = &work.calls[index];
             if l.fallback.is_some() {
-                steps.push(Step::Cpu(twin(index, &work)?));
+                steps.push(Step::Cpu(Twin::new(index, &work)?));
                 continue;
             }
             for (k, d) in l.dispatches.iter().enumerate() {
@@ -190,7 +192,8 @@ impl Runner {
                     Buf::Scratch(s) => &scratch[s],
                 };
                 let bind_group = bind_group(&context, d, &layout, resolve, params.as_ref(), offsets[index][k]);
-                steps.push(Step::Gpu(Prepared { pipeline, bind_group, groups: d.groups, seconds: d.seconds }));
+                let call = index;
+                steps.push(Step::Gpu(Prepared { call, pipeline, bind_group, groups: d.groups, seconds: d.seconds }));
                 notes.dispatches += 1;
                 notes.kernels.push(d.shader.label.clone());
             }
@@ -217,15 +220,14 @@ impl Runner {
     }
 
     /// Submits the dispatches of `range` and, with the last of a run, the copies at its end.
-    fn submit(&self, range: Range<usize>, last: bool) {
+    pub(super) fn submit(&self, range: Range<usize>, last: bool) {
         let mut encoder = self.context.device.create_command_encoder(&Default::default());
         if !range.is_empty() {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             for step in &self.steps[range] {
-                let Step::Gpu(p) = step else { continue };
-                pass.set_pipeline(&p.pipeline);
-                pass.set_bind_group(0, &p.bind_group, &[]);
-                pass.dispatch_workgroups(p.groups[0], p.groups[1], p.groups[2]);
+                if let Step::Gpu(p) = step {
+                    p.encode(&mut pass);
+                }
             }
         }
         if last {
@@ -250,12 +252,29 @@ impl Runner {
         Ok(times)
     }
 
-    fn run_batch(&self, batch: &Batch, last: bool) -> Result<()> {
+    fn run_and_learn(&mut self) -> Result<()> {
+        let times = self.run_and_time()?;
+        if self.runs == MEASURED_RUN {
+            self.learn(&times);
+        }
+        self.runs += 1;
+        Ok(())
+    }
+
+    /// Runs until nothing is compiled or measured any more.
+    pub(super) fn warm_up(&mut self) -> Result<()> {
+        while self.runs <= MEASURED_RUN {
+            self.run_and_learn()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn run_batch(&self, batch: &Batch, last: bool) -> Result<()> {
         match batch {
             Batch::Gpu(range) => self.submit(range.clone(), last),
             Batch::Cpu(step) => {
                 if let Step::Cpu(twin) = &self.steps[*step] {
-                    self.run_twin(twin)?;
+                    twin.run(&self.work, &self.context, &self.buffers)?;
                 }
                 if last && !self.work.copies.is_empty() {
                     self.submit(0..0, true);
@@ -296,36 +315,27 @@ impl Runner {
         }
         self.cut(SECONDS_PER_SUBMISSION);
     }
-
-    fn run_twin(&self, twin: &Twin) -> Result<()> {
-        let call = &self.work.calls[twin.call];
-        for (place, host) in call.inputs.iter().zip(&twin.inputs) {
-            let bytes = self.context.read(&self.buffers[place.buffer], place.ty.bytes())?;
-            // SAFETY: the host copies belong to this runner and nothing else runs.
-            unsafe { host.write(&bytes) };
-        }
-        call.kernel.cpu(&mut twin.operands.clone()).map_err(|e| match e {
-            Error::Graph(m) => Error::Graph(format!("node '{}': {m}", call.label)),
-            other => other,
-        })?;
-        for (place, host) in call.outputs.iter().zip(&twin.outputs) {
-            self.context.write(&self.buffers[place.buffer], host.bytes())?;
-        }
-        Ok(())
-    }
 }
 
-/// Compiles every distinct pipeline, several at a time (drivers compile in parallel; it dominates the start).
-fn compile(context: &Context, lowered: &[Lowered]) -> Result<Vec<Vec<Pipeline>>> {
+/// Compiles every distinct pipeline, several at a time (drivers compile in parallel; it dominates the start), and notes how many
+/// and how long.
+fn compile(context: &Context, lowered: &[Lowered], notes: &mut ExecutionNotes) -> Result<Vec<Vec<Pipeline>>> {
     let mut distinct: Vec<&Dispatch> = Vec::new();
     for d in lowered.iter().flat_map(|l| &l.dispatches) {
         if !distinct.iter().any(|e| same_pipeline(e, d)) {
             distinct.push(d);
         }
     }
-    distinct.par_iter().try_for_each(|d| pipeline(context, d).map(|_| ()))?;
+    let start = Instant::now();
+    let origins = distinct.par_iter().map(|d| pipeline(context, d).map(|(_, o)| o)).collect::<Result<Vec<Origin>>>()?;
+    notes.pipelines = origins.iter().filter(|o| **o != Origin::Context).count();
+    notes.pipelines_cached = origins.iter().filter(|o| **o == Origin::Cache).count();
+    if notes.pipelines > 0 {
+        notes.pipeline_seconds = start.elapsed().as_secs_f64();
+    }
     context.save_pipelines();
-    lowered.iter().map(|l| l.dispatches.iter().map(|d| pipeline(context, d)).collect()).collect()
+    let known = |d: &Dispatch| pipeline(context, d).map(|(p, _)| p);
+    lowered.iter().map(|l| l.dispatches.iter().map(known).collect()).collect()
 }
 
 fn same_pipeline(a: &Dispatch, b: &Dispatch) -> bool {
@@ -333,7 +343,7 @@ fn same_pipeline(a: &Dispatch, b: &Dispatch) -> bool {
         && a.binds.iter().map(|x| x.write).eq(b.binds.iter().map(|x| x.write))
 }
 
-fn pipeline(context: &Context, d: &Dispatch) -> Result<Pipeline> {
+fn pipeline(context: &Context, d: &Dispatch) -> Result<(Pipeline, Origin)> {
     let writable: Vec<bool> = d.binds.iter().map(|b| b.write).collect();
     context.pipeline(&d.shader, &writable, !d.params.is_empty())
 }
@@ -411,26 +421,6 @@ fn bind_group<'a>(
     })
 }
 
-fn twin(index: usize, work: &Work) -> Result<Twin> {
-    let call = &work.calls[index];
-    let host = |p: &Place| Ok(Arc::new(cpu::Buffer::zeroed(p.ty.bytes())?));
-    let inputs: Vec<Arc<cpu::Buffer>> = call.inputs.iter().map(host).collect::<Result<_>>()?;
-    // An in-place output writes over its input's host copy, as it does on the device.
-    let outputs: Vec<Arc<cpu::Buffer>> = call
-        .outputs
-        .iter()
-        .map(|o| match call.inputs.iter().position(|i| i.buffer == o.buffer) {
-            Some(i) => Ok(inputs[i].clone()),
-            None => host(o),
-        })
-        .collect::<Result<_>>()?;
-    let operands = |places: &[Place], hosts: &[Arc<cpu::Buffer>]| {
-        places.iter().zip(hosts).map(|(p, h)| Operand { ty: p.ty.clone(), ptr: h.as_ptr() }).collect()
-    };
-    let operands = CpuCall { inputs: operands(&call.inputs, &inputs), outputs: operands(&call.outputs, &outputs) };
-    Ok(Twin { call: index, operands, inputs, outputs })
-}
-
 impl Executable for Runner {
     fn write_input(&mut self, name: &str, value: &HostTensor) -> Result<()> {
         let place = self.work.input(name, &value.ty())?;
@@ -440,12 +430,7 @@ impl Executable for Runner {
     fn run(&mut self) -> Result<()> {
         self.context.check()?;
         if self.runs <= MEASURED_RUN {
-            let times = self.run_and_time()?;
-            if self.runs == MEASURED_RUN {
-                self.learn(&times);
-            }
-            self.runs += 1;
-            return Ok(());
+            return self.run_and_learn();
         }
         for (i, batch) in self.batches.iter().enumerate() {
             self.run_batch(batch, i + 1 == self.batches.len())?;
@@ -465,6 +450,11 @@ impl Executable for Runner {
 
     fn notes(&self) -> ExecutionNotes {
         self.notes.clone()
+    }
+
+    fn profile(&mut self, runs: usize) -> Result<Vec<CallTime>> {
+        self.context.check()?;
+        self.times(runs)
     }
 }
 
