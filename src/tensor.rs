@@ -1,12 +1,18 @@
 //! Element types, shapes, and tensors on the host. The ground floor: every room above speaks in these.
 
+use half::{bf16, f16};
 use serde::Serialize;
 use std::fmt;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
+    #[default]
     F32,
+    /// IEEE 754 binary16: 11 significant bits, largest finite value 65 504. Stored two to a 32-bit word.
+    F16,
+    /// The upper half of an f32: its range, 8 significant bits. Stored two to a 32-bit word.
+    Bf16,
     I32,
     U32,
     /// Stored packed, four to a 32-bit word (little endian), so a GPU can read it as `array<u32>`.
@@ -15,7 +21,38 @@ pub enum DType {
 
 impl DType {
     pub fn bytes(self) -> usize {
-        if self == DType::I8 { 1 } else { 4 }
+        match self {
+            DType::I8 => 1,
+            DType::F16 | DType::Bf16 => 2,
+            DType::F32 | DType::I32 | DType::U32 => 4,
+        }
+    }
+    /// A floating-point type of 16 bits.
+    pub fn is_half(self) -> bool {
+        matches!(self, DType::F16 | DType::Bf16)
+    }
+    pub fn is_float(self) -> bool {
+        self == DType::F32 || self.is_half()
+    }
+    /// The value nearest to `x` that the type holds (ties to even; beyond the range: infinity). Integers are truncated.
+    pub fn round(self, x: f64) -> f64 {
+        match self {
+            DType::F32 => f64::from(x as f32),
+            DType::F16 => f16::from_f64(x).to_f64(),
+            DType::Bf16 => bf16::from_f64(x).to_f64(),
+            DType::I32 | DType::U32 | DType::I8 => x.trunc(),
+        }
+    }
+    /// The largest error of rounding a value of magnitude `x` to the type: half a unit in its last place.
+    pub fn half_ulp(self, x: f64) -> f64 {
+        let (bits, least) = match self {
+            DType::F32 => (24, -126),
+            DType::F16 => (11, -14),
+            DType::Bf16 => (8, -126),
+            DType::I32 | DType::U32 | DType::I8 => return 0.0,
+        };
+        let exponent = if x == 0.0 || !x.is_finite() { least } else { (x.abs().log2().floor() as i32).max(least) };
+        f64::from(exponent - bits).exp2()
     }
 }
 
@@ -23,6 +60,8 @@ impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
             DType::I32 => "i32",
             DType::U32 => "u32",
             DType::I8 => "i8",
@@ -103,6 +142,8 @@ pub fn broadcast_strides(from: &[usize], to: &[usize]) -> Vec<usize> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostData {
     F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
     I32(Vec<i32>),
     U32(Vec<u32>),
     I8(Vec<i8>),
@@ -136,6 +177,8 @@ impl HostTensor {
     pub fn ty(&self) -> TensorType {
         let dtype = match self.data {
             HostData::F32(_) => DType::F32,
+            HostData::F16(_) => DType::F16,
+            HostData::Bf16(_) => DType::Bf16,
             HostData::I32(_) => DType::I32,
             HostData::U32(_) => DType::U32,
             HostData::I8(_) => DType::I8,
@@ -146,6 +189,8 @@ impl HostTensor {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = match &self.data {
             HostData::F32(v) => bytemuck::cast_slice(v).to_vec(),
+            HostData::F16(v) => bytemuck::cast_slice(v).to_vec(),
+            HostData::Bf16(v) => bytemuck::cast_slice(v).to_vec(),
             HostData::I32(v) => bytemuck::cast_slice(v).to_vec(),
             HostData::U32(v) => bytemuck::cast_slice(v).to_vec(),
             HostData::I8(v) => bytemuck::cast_slice(v).to_vec(),
@@ -158,6 +203,8 @@ impl HostTensor {
         let bytes = &bytes[..n * ty.dtype.bytes()];
         let data = match ty.dtype {
             DType::F32 => HostData::F32(bytemuck::pod_collect_to_vec(bytes)),
+            DType::F16 => HostData::F16(bytemuck::pod_collect_to_vec(bytes)),
+            DType::Bf16 => HostData::Bf16(bytemuck::pod_collect_to_vec(bytes)),
             DType::I32 => HostData::I32(bytemuck::pod_collect_to_vec(bytes)),
             DType::U32 => HostData::U32(bytemuck::pod_collect_to_vec(bytes)),
             DType::I8 => HostData::I8(bytemuck::pod_collect_to_vec(bytes)),
@@ -170,6 +217,8 @@ impl HostTensor {
     pub fn to_f64(&self) -> RefTensor {
         let data = match &self.data {
             HostData::F32(v) => v.iter().map(|&x| x as f64).collect(),
+            HostData::F16(v) => v.iter().map(|x| x.to_f64()).collect(),
+            HostData::Bf16(v) => v.iter().map(|x| x.to_f64()).collect(),
             HostData::I32(v) => v.iter().map(|&x| x as f64).collect(),
             HostData::U32(v) => v.iter().map(|&x| x as f64).collect(),
             HostData::I8(v) => v.iter().map(|&x| x as f64).collect(),
@@ -200,6 +249,8 @@ impl RefTensor {
     pub fn to_host(&self, dtype: DType) -> HostTensor {
         let data = match dtype {
             DType::F32 => HostData::F32(self.data.iter().map(|&x| x as f32).collect()),
+            DType::F16 => HostData::F16(self.data.iter().map(|&x| f16::from_f64(x)).collect()),
+            DType::Bf16 => HostData::Bf16(self.data.iter().map(|&x| bf16::from_f64(x)).collect()),
             DType::I32 => HostData::I32(self.data.iter().map(|&x| x as i32).collect()),
             DType::U32 => HostData::U32(self.data.iter().map(|&x| x as u32).collect()),
             DType::I8 => HostData::I8(self.data.iter().map(|&x| x as i8).collect()),

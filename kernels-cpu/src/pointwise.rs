@@ -1,6 +1,7 @@
 //! Runs pointwise programs ([`Program`]) over tensors with broadcasting: block by block, with the values of a block in registers of
 //! some hundred elements that stay in the first-level cache. Memory is read and written once however long the program is.
 
+use crate::half::{bf16_to_f32, f16_to_f32};
 use crate::pointwise_ops as ops;
 use crate::program::{Instr, Program};
 use crate::threads::par_rows;
@@ -11,6 +12,10 @@ use std::cell::Cell;
 pub enum InData {
     F32(*const f32),
     I32(*const i32),
+    /// bfloat16 bits.
+    Bf16(*const u16),
+    /// binary16 bits.
+    F16(*const u16),
 }
 
 /// An input tensor.
@@ -21,11 +26,16 @@ pub struct In<'a> {
     pub strides: &'a [usize],
 }
 
-/// An output tensor, contiguous in the output shape. Floats become integers by truncation toward zero.
+/// An output tensor, contiguous in the output shape. Floats become integers by truncation toward zero, 16-bit floats by rounding to
+/// the nearest.
 #[derive(Clone, Copy, Debug)]
 pub enum Out {
     F32(*mut f32),
     I32(*mut i32),
+    /// bfloat16 bits.
+    Bf16(*mut u16),
+    /// binary16 bits.
+    F16(*mut u16),
 }
 
 impl<'a> In<'a> {
@@ -333,6 +343,8 @@ impl Worker<'_> {
                     // SAFETY: one element at least.
                     InData::F32(p) => unsafe { *p },
                     InData::I32(p) => unsafe { *p as f32 },
+                    InData::Bf16(p) => bf16_to_f32(unsafe { *p }),
+                    InData::F16(p) => f16_to_f32(unsafe { *p }),
                 },
                 _ => continue,
             };
@@ -398,6 +410,8 @@ impl Worker<'_> {
                     Out::F32(p) if std::ptr::eq(p.add(at), value) => {} // it was computed there
                     Out::F32(p) => std::ptr::copy_nonoverlapping(value, p.add(at), n),
                     Out::I32(p) => ops::float_to_int(n, value, p.add(at)),
+                    Out::Bf16(p) => ops::float_to_bf16(n, value, p.add(at)),
+                    Out::F16(p) => ops::float_to_f16(n, value, p.add(at)),
                 }
             }
         }
@@ -441,6 +455,10 @@ unsafe fn load_run(data: InData, offset: usize, stride: usize, n: usize, to: *mu
             (InData::F32(p), _) => (0..n).for_each(|i| *to.add(i) = *p.add(offset + i * stride)),
             (InData::I32(p), 1) => ops::int_to_float(n, p.add(offset), to),
             (InData::I32(p), _) => (0..n).for_each(|i| *to.add(i) = *p.add(offset + i * stride) as f32),
+            (InData::Bf16(p), 1) => ops::bf16_to_float(n, p.add(offset), to),
+            (InData::F16(p), 1) => ops::f16_to_float(n, p.add(offset), to),
+            (InData::Bf16(p), _) => (0..n).for_each(|i| *to.add(i) = bf16_to_f32(*p.add(offset + i * stride))),
+            (InData::F16(p), _) => (0..n).for_each(|i| *to.add(i) = f16_to_f32(*p.add(offset + i * stride))),
         }
     }
 }

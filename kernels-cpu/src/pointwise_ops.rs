@@ -1,5 +1,6 @@
 //! The instructions of pointwise programs over blocks of elements: one vectorised loop per instruction and instruction set.
 
+use crate::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::math;
 use crate::program::{Binary, Unary};
 use crate::simd::Isa;
@@ -164,6 +165,38 @@ crate::multiversion! {
         for i in 0..n {
             // SAFETY: the contract above.
             unsafe { *y.add(i) = *x.add(i) as i32 };
+        }
+    }
+
+    /// `n` bfloat16 numbers as floats; the two do not overlap.
+    pub(crate) unsafe fn bf16_to_float<V>(n: usize, x: *const u16, y: *mut f32) {
+        for i in 0..n {
+            // SAFETY: the contract above.
+            unsafe { *y.add(i) = bf16_to_f32(*x.add(i)) };
+        }
+    }
+
+    /// `n` binary16 numbers as floats; the two do not overlap.
+    pub(crate) unsafe fn f16_to_float<V>(n: usize, x: *const u16, y: *mut f32) {
+        for i in 0..n {
+            // SAFETY: the contract above.
+            unsafe { *y.add(i) = f16_to_f32(*x.add(i)) };
+        }
+    }
+
+    /// The bfloat16 numbers nearest to `n` floats; the two do not overlap.
+    pub(crate) unsafe fn float_to_bf16<V>(n: usize, x: *const f32, y: *mut u16) {
+        for i in 0..n {
+            // SAFETY: the contract above.
+            unsafe { *y.add(i) = f32_to_bf16(*x.add(i)) };
+        }
+    }
+
+    /// The binary16 numbers nearest to `n` floats; the two do not overlap.
+    pub(crate) unsafe fn float_to_f16<V>(n: usize, x: *const f32, y: *mut u16) {
+        for i in 0..n {
+            // SAFETY: the contract above.
+            unsafe { *y.add(i) = f32_to_f16(*x.add(i)) };
         }
     }
 }

@@ -60,6 +60,10 @@ impl CpuCall {
     pub fn i8(&self, i: usize) -> &[i8] {
         self.slice(i)
     }
+    /// The bits of a 16-bit floating-point input.
+    pub fn bits16(&self, i: usize) -> &[u16] {
+        self.slice(i)
+    }
     fn slice<T>(&self, i: usize) -> &[T] {
         let o = &self.inputs[i];
         assert_eq!(std::mem::size_of::<T>(), o.ty.dtype.bytes(), "operand {i} is {}", o.ty);
@@ -83,6 +87,11 @@ impl CpuCall {
     }
     #[allow(clippy::mut_from_ref)]
     pub fn out_i8(&self, o: usize) -> &mut [i8] {
+        self.out_slice(o)
+    }
+    /// The bits of a 16-bit floating-point output.
+    #[allow(clippy::mut_from_ref)]
+    pub fn out_bits16(&self, o: usize) -> &mut [u16] {
         self.out_slice(o)
     }
     #[allow(clippy::mut_from_ref)]

@@ -6,6 +6,9 @@ use crate::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// First part of the names of the nodes that differentiation writes.
+pub const SCOPE: &str = "grad";
+
 /// What an operator's `gradient` sees: its inputs and outputs in the graph, and the gradients of its outputs.
 pub struct Gradient<'g> {
     pub graph: &'g mut Graph,
@@ -62,7 +65,7 @@ impl Graph {
             if own.iter().all(Option::is_none) || !needed.contains(&true) {
                 continue;
             }
-            self.scope = vec!["grad".into(), name];
+            self.scope = vec![SCOPE.into(), name];
             let mut cx = Gradient { graph: self, inputs: inputs.clone(), outputs, grads: own, needed: needed.clone() };
             let written = op.gradient(&mut cx)?;
             self.accumulate(&op, &inputs, &needed, written, &mut grads)?;

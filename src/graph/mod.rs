@@ -7,10 +7,13 @@ pub mod export;
 pub mod op;
 pub mod passes;
 pub mod plan;
+pub mod precision;
+pub mod stored;
 
 pub use autodiff::Gradient;
-pub use op::Op;
+pub use op::{Op, Storage};
 pub use plan::{MemoryReport, Plan};
+pub use precision::Precision;
 
 use crate::tensor::{HostTensor, TensorType};
 use crate::{Error, Result};
@@ -50,6 +53,13 @@ pub struct Node {
     pub outputs: Vec<TensorType>,
     /// Dotted path of the layer that wrote it, e.g. `blocks.0.attention.rope`.
     pub name: String,
+}
+
+impl Node {
+    /// Whether differentiation wrote it.
+    pub fn is_backward(&self) -> bool {
+        self.name.strip_prefix(autodiff::SCOPE).is_some_and(|rest| rest.starts_with('.'))
+    }
 }
 
 #[derive(Clone, Debug, Default)]

@@ -7,6 +7,20 @@ use crate::tensor::TensorType;
 use kernels_cpu::program::Program;
 use std::sync::Arc;
 
+/// Where an operator may meet 16-bit floats in place of f32. It computes as ever, on the values stored, and each result is rounded
+/// once to the type it is stored in.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Storage {
+    /// Operands that may be of 16 bits.
+    pub reads: Vec<usize>,
+    /// Results that may be.
+    pub writes: Vec<usize>,
+    /// Operands that should be, because the operator is then faster.
+    pub prefers: Vec<usize>,
+    /// The GPU kernels know 16-bit operands; else they are widened in scratch memory (see `graph::stored`).
+    pub gpu: bool,
+}
+
 pub trait Op: Kernel {
     /// The types of the outputs, or why the inputs do not fit. The graph adds the node's name and the shapes.
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String>;
@@ -29,6 +43,11 @@ pub trait Op: Kernel {
     /// Pairs that are always in place (optimisers): the input must be a variable that this node updates.
     fn must_alias(&self) -> Vec<(usize, usize)> {
         vec![]
+    }
+
+    /// Operands and results that may be stored in 16 bits. What is named here, `cpu` reads and writes in any combination.
+    fn storage(&self, _inputs: &[TensorType]) -> Storage {
+        Storage::default()
     }
 
     /// The output is the input's bytes under another shape: costs nothing.

@@ -254,25 +254,25 @@ fn remap(instr: Instr, input: impl FnOnce(u16) -> Instr, place: &HashMap<u16, u1
 }
 
 /// Copies a graph node by node while keeping track of where each old node went.
-struct Rewrite<'g> {
+pub(super) struct Rewrite<'g> {
     old: &'g Graph,
-    graph: Graph,
+    pub(super) graph: Graph,
     place: Vec<Option<u32>>,
 }
 
 impl<'g> Rewrite<'g> {
-    fn new(old: &'g Graph) -> Self {
+    pub(super) fn new(old: &'g Graph) -> Self {
         Rewrite { old, graph: Graph::new(), place: vec![None; old.nodes.len()] }
     }
-    fn map(&self, v: Value) -> Value {
+    pub(super) fn map(&self, v: Value) -> Value {
         Value { node: self.place[v.node as usize].expect("a node's inputs come before it"), port: v.port }
     }
-    fn keep(&mut self, index: usize, node: &Node) -> u32 {
+    pub(super) fn keep(&mut self, index: usize, node: &Node) -> u32 {
         let inputs = node.inputs.iter().map(|v| self.map(*v)).collect();
         self.push(index, Node { inputs, ..node.clone() })
     }
     /// Adds a node already written in new indices.
-    fn push(&mut self, index: usize, node: Node) -> u32 {
+    pub(super) fn push(&mut self, index: usize, node: Node) -> u32 {
         self.graph.nodes.push(node);
         let at = self.graph.nodes.len() as u32 - 1;
         self.place[index] = Some(at);
@@ -281,7 +281,7 @@ impl<'g> Rewrite<'g> {
     fn replace(&mut self, index: usize, by: u32) {
         self.place[index] = Some(by);
     }
-    fn finish(mut self) -> Graph {
+    pub(super) fn finish(mut self) -> Graph {
         self.graph.outputs = self.old.outputs.iter().map(|(n, v)| (n.clone(), self.map(*v))).collect();
         self.graph.updates = self.old.updates.iter().map(|(a, b)| (self.map(*a), self.map(*b))).collect();
         let live = self.old.tags.iter().filter(|(v, _)| self.place[v.node as usize].is_some());

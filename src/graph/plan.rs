@@ -2,7 +2,7 @@
 //! known before the first step and does not grow.
 
 use super::passes::PassStats;
-use super::{Graph, Kind, Op, Role, Value};
+use super::{Graph, Kind, Op, Precision, Role, Value};
 use crate::device::{BufferSpec, Call, Cost, Device, Executable, ExecutionNotes, Home, Place, Store, Work, gpu};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -38,8 +38,13 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(graph: &Graph) -> Result<Plan> {
+        Self::stored_in(graph, Precision::F32)
+    }
+
+    /// As `new`, with values stored in `precision` where the operators allow it.
+    pub fn stored_in(graph: &Graph, precision: Precision) -> Result<Plan> {
         let (graph, passes) = graph.optimised()?;
-        Self::without_passes(graph, passes)
+        Self::without_passes(graph.stored_in(precision)?, passes)
     }
 
     /// Plans the graph as it is written (tests compare both ways).

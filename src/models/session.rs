@@ -213,8 +213,9 @@ impl Session {
                     HostData::F32(v) => TensorData::F32(v),
                     HostData::I32(v) => TensorData::I32(v),
                     HostData::U32(v) => TensorData::U32(v),
-                    HostData::I8(_) => {
-                        return Err(Error::Checkpoint(format!("'{name}' is int8, which training does not use")));
+                    other => {
+                        let ty = HostTensor { shape: t.shape, data: other }.ty();
+                        return Err(Error::Checkpoint(format!("'{name}' is {ty}, which no checkpoint holds")));
                     }
                 };
                 Ok(NamedTensor { name, shape: t.shape, data })

@@ -1,6 +1,7 @@
 //! Test cases of operators: what to feed them.
 
 use super::Op;
+use crate::graph::stored::Stored;
 use crate::tensor::{DType, RefTensor, TensorType};
 use std::sync::Arc;
 
@@ -83,6 +84,17 @@ impl Case {
     pub fn cotangents(mut self, outputs: &[usize]) -> Self {
         self.cotangents = outputs.to_vec();
         self
+    }
+    /// The same case with the operands `inputs` and the results `outputs` stored as `dtype`; not differentiable.
+    pub fn stored(mut self, dtype: DType, inputs: &[usize], outputs: &[usize]) -> Self {
+        for i in inputs {
+            self.inputs[*i].ty.dtype = dtype;
+        }
+        let count = outputs.iter().max().map_or(0, |o| o + 1);
+        let outputs: Vec<Option<DType>> = (0..count).map(|o| outputs.contains(&o).then_some(dtype)).collect();
+        self.label += &format!(" {dtype} {inputs:?} to {outputs:?}");
+        self.op = Arc::new(Stored { op: self.op, outputs });
+        self.forward_only()
     }
     /// Not differentiable (gradient operators themselves, integer results).
     pub fn forward_only(self) -> Self {

@@ -1,7 +1,8 @@
 //! Checks an operator's case: every executor against the f64 reference, forward and gradient, and the gradient against central
 //! differences in f64 with the operator in mid-graph (an operator used as the final loss would hide a missing output gradient).
 //!
-//! Tolerance. A result may differ from the reference by what one f32 rounding of every operand changes it by (its conditioning,
+//! Tolerance. A result of a 16-bit type may differ from the reference, which is not rounded, by half a unit in its own last place more.
+//! Otherwise a result may differ from the reference by what one f32 rounding of every operand changes it by (its conditioning,
 //! measured in f64 on the same values), times `SAFETY`, plus `ulps` roundings of the largest output. Nothing is tuned to pass.
 
 use super::Case;
@@ -102,7 +103,8 @@ pub struct Judged {
     built: CaseGraph,
     plan: Plan,
     inputs: Vec<RefTensor>,
-    expected: Vec<(String, RefTensor, f64)>,
+    /// Name, values, tolerance, type of storage.
+    expected: Vec<(String, RefTensor, f64, DType)>,
 }
 
 pub fn judge(operator: &'static str, case: &Case) -> Result<Judged> {
@@ -118,7 +120,7 @@ pub fn judge(operator: &'static str, case: &Case) -> Result<Judged> {
             .iter()
             .zip(&case.inputs)
             .enumerate()
-            .map(|(i, (x, s))| if s.ty.dtype == DType::F32 { perturbed(x, round * 31 + i as u64) } else { x.clone() })
+            .map(|(i, (x, s))| if s.ty.dtype.is_float() { perturbed(x, round * 31 + i as u64) } else { x.clone() })
             .collect();
         for ((new, old), s) in evaluate((&mut runner, &store), &moved, &names)?.iter().zip(&exact).zip(&mut spread) {
             *s = new.data.iter().zip(&old.data).fold(*s, |m, (a, b)| m.max((a - b).abs()));
@@ -132,7 +134,8 @@ pub fn judge(operator: &'static str, case: &Case) -> Result<Judged> {
             // Gradients pass through several operators of the same kind: the same allowance again for each stage.
             let stages = if name.starts_with('g') { 4.0 } else { 1.0 };
             let tolerance = stages * (SAFETY * spread + case.ulps * EPS * value.max_abs()) + f32::MIN_POSITIVE as f64;
-            (name, value, tolerance)
+            let dtype = built.types.iter().enumerate().find(|(o, _)| name == format!("y{o}")).map(|(_, t)| *t);
+            (name, value, tolerance, dtype.unwrap_or(DType::F32))
         })
         .collect();
     Ok(Judged { case: case.clone(), operator, built, plan, inputs, expected })
@@ -151,7 +154,7 @@ fn on_reference(plan: &Plan) -> Result<(reference::Runner, Store)> {
     for (v, name, _) in plan.graph.variables() {
         store.declare(name, plan.graph.ty(v))?;
     }
-    Ok((reference::Runner::new(plan.work.clone(), &mut store)?, store))
+    Ok((reference::Runner::new(plan.work.clone(), &mut store)?.exact(), store))
 }
 
 fn evaluate(
@@ -187,8 +190,8 @@ impl Judged {
         match self.run(device) {
             Ok((values, notes)) => {
                 (parity.split, parity.fallback) = (notes.split.len(), notes.fallback.len());
-                for ((name, want, tolerance), have) in self.expected.iter().zip(values) {
-                    let (ratio, at) = worst(&want.data, &have.data, *tolerance);
+                for ((name, want, tolerance, dtype), have) in self.expected.iter().zip(values) {
+                    let (ratio, at) = worst(&want.data, &have.data, *tolerance, *dtype);
                     if ratio > parity.worst {
                         parity.worst = ratio;
                     }
@@ -219,7 +222,7 @@ impl Judged {
             }
         }
         executable.run()?;
-        let read = |name: &(String, RefTensor, f64)| Ok(executable.read_output(&name.0)?.to_f64());
+        let read = |name: &(String, RefTensor, f64, DType)| Ok(executable.read_output(&name.0)?.to_f64());
         let values = self.expected.iter().map(read).collect::<Result<_>>()?;
         Ok((values, executable.notes()))
     }
@@ -229,10 +232,12 @@ impl Judged {
     }
 }
 
-fn worst(want: &[f64], have: &[f64], tolerance: f64) -> (f64, usize) {
+fn worst(want: &[f64], have: &[f64], tolerance: f64, dtype: DType) -> (f64, usize) {
+    // The tolerance of f32 results covers their own rounding.
+    let storage = |w: f64| if dtype.is_half() { dtype.half_ulp(w.abs() + tolerance) } else { 0.0 };
     let mut result = (0.0, 0);
     for (i, (w, h)) in want.iter().zip(have).enumerate() {
-        let ratio = if h.is_finite() { (w - h).abs() / tolerance } else { f64::INFINITY };
+        let ratio = if h.is_finite() { (w - h).abs() / (tolerance + storage(*w)) } else { f64::INFINITY };
         if ratio > result.0 {
             result = (ratio, i);
         }

@@ -3,6 +3,7 @@
 mod cases;
 pub(super) mod epilogue;
 pub(super) mod gpu;
+mod half;
 #[cfg(test)]
 mod tests;
 
@@ -10,12 +11,15 @@ use super::{Graph, Op, Spec};
 use crate::Result;
 use crate::device::gpu::Lowering;
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
-use crate::graph::{Gradient, Value};
+use crate::graph::{Gradient, Storage, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
 pub use epilogue::Epilogue;
 use kernels_cpu::gemm;
 use kernels_cpu::program::Program;
 use std::sync::Arc;
+
+/// Products with fewer rows, columns or terms read f32 as it is.
+const HALF_MIN: usize = 8;
 
 /// Which GPU kernels may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,8 +135,12 @@ impl Kernel for Matmul {
         let d = self.checked(&call.input(0).shape, &call.input(1).shape);
         let (ta, tb) = (self.trans_a, self.trans_b);
         let (lda, ldb) = (if ta { d.m } else { d.k }, if tb { d.k } else { d.n });
-        let (a, b, c) = (call.f32(0), call.f32(1), call.out_f32(0));
         let epilogue = self.epilogue.on_cpu(call);
+        if call.inputs.iter().chain(&call.outputs).any(|o| o.ty.dtype.is_half()) {
+            half::product(self, d, call, epilogue);
+            return Ok(());
+        }
+        let (a, b, c) = (call.f32(0), call.f32(1), call.out_f32(0));
         if d.batch == 1 {
             gemm::gemm_epilogue(ta, tb, d.m, d.n, d.k, a, lda, b, ldb, false, c, d.n, epilogue);
             return Ok(());
@@ -197,6 +205,13 @@ impl Op for Matmul {
         let results = outputs[0].elements() as f64;
         let flops = results * (2.0 * d.k as f64 + self.epilogue.steps() as f64);
         Cost { flops, bytes_read: sum(inputs), bytes_written: sum(outputs) }
+    }
+
+    fn storage(&self, inputs: &[TensorType]) -> Storage {
+        let d = self.checked(&inputs[0].shape, &inputs[1].shape);
+        // Making a copy of an operand pays when the product uses each of its elements several times.
+        let prefers = if d.m.min(d.n).min(d.k) >= HALF_MIN { vec![0, 1] } else { vec![] };
+        Storage { reads: (0..inputs.len()).collect(), writes: vec![0], prefers, gpu: false }
     }
 
     fn absorb(

@@ -150,7 +150,7 @@ impl Kernel for Movement {
 impl Op for Movement {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let Some(x) = inputs.first() else { return Err("no operand".into()) };
-        if let Some(t) = inputs.iter().find(|t| t.dtype == DType::I8 || t.dtype != x.dtype) {
+        if let Some(t) = inputs.iter().find(|t| t.dtype.bytes() != 4 || t.dtype != x.dtype) {
             return Err(format!("{t} cannot be moved with {}: operands are of one type of four bytes", x.dtype));
         }
         let mut shape = x.shape.clone();

@@ -8,7 +8,7 @@ use super::{Case, Graph, Op, Sample, Spec, Values};
 use crate::Result;
 use crate::device::gpu::Lowering;
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
-use crate::graph::{Gradient, Value};
+use crate::graph::{Gradient, Storage, Value};
 use crate::tensor::{DType, RefTensor, TensorType, broadcast, broadcast_strides};
 use kernels_cpu::program::{Binary, Instr, Program, Unary};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Pointwise {
     pub program: Program,
-    /// f32, or i32 (values are truncated toward zero).
+    /// f32, f16 or bf16 (rounded to the nearest), or i32 (truncated toward zero).
     pub out: DType,
     /// The output is at least this shape: operands may all be smaller (`[]` when they decide alone).
     pub shape: Vec<usize>,
@@ -66,7 +66,7 @@ impl Kernel for Pointwise {
             }
             self.program.eval_f64(&operands, &mut scratch);
             *value = scratch[self.program.outputs[0] as usize];
-            if self.out != DType::F32 {
+            if !self.out.is_float() {
                 *value = value.trunc();
             }
             for axis in (0..shape.len()).rev() {
@@ -81,17 +81,24 @@ impl Kernel for Pointwise {
     }
 
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
-        use kernels_cpu::pointwise::{In, Out, run};
+        use kernels_cpu::pointwise::{In, InData, Out, run};
         let shape = &call.output(0).shape;
         let strides: Vec<Vec<usize>> = call.inputs.iter().map(|x| broadcast_strides(&x.ty.shape, shape)).collect();
         let inputs: Vec<In> = (0..call.inputs.len())
-            .map(|i| match call.input(i).dtype {
-                DType::F32 => In::f32(call.input_ptr(i).cast(), &strides[i]),
-                _ => In::i32(call.input_ptr(i).cast(), &strides[i]),
+            .map(|i| {
+                let data = match call.input(i).dtype {
+                    DType::F32 => InData::F32(call.input_ptr(i).cast()),
+                    DType::Bf16 => InData::Bf16(call.input_ptr(i).cast()),
+                    DType::F16 => InData::F16(call.input_ptr(i).cast()),
+                    _ => InData::I32(call.input_ptr(i).cast()),
+                };
+                In { data, strides: &strides[i] }
             })
             .collect();
-        let out = match self.out {
+        let out = match call.output(0).dtype {
             DType::F32 => Out::F32(call.output_ptr(0).cast()),
+            DType::Bf16 => Out::Bf16(call.output_ptr(0).cast()),
+            DType::F16 => Out::F16(call.output_ptr(0).cast()),
             _ => Out::I32(call.output_ptr(0).cast()),
         };
         // SAFETY: operands are valid for their types' sizes; an output shares memory with an input of its own type only
@@ -112,8 +119,8 @@ impl Op for Pointwise {
             return Err(format!("the program takes {} operands, {} were given", self.program.inputs, inputs.len()));
         }
         for t in inputs {
-            if !matches!(t.dtype, DType::F32 | DType::I32) {
-                return Err(format!("operands are f32 or i32, not {}", t.dtype));
+            if !(t.dtype.is_float() || t.dtype == DType::I32) {
+                return Err(format!("operands are f32, f16, bf16 or i32, not {}", t.dtype));
             }
             shape = broadcast(&shape, &t.shape)
                 .ok_or_else(|| format!("shape {:?} does not broadcast with {shape:?}", t.shape))?;
@@ -135,6 +142,12 @@ impl Op for Pointwise {
 
     fn in_place(&self) -> Vec<(usize, usize)> {
         (0..self.program.inputs).map(|i| (i, 0)).collect()
+    }
+
+    fn storage(&self, _: &[TensorType]) -> Storage {
+        let all: Vec<usize> = (0..self.program.inputs).collect();
+        let writes = if self.out == DType::F32 { vec![0] } else { vec![] };
+        Storage { reads: all, writes, gpu: true, ..Storage::default() }
     }
 
     fn program(&self) -> Option<&Program> {
@@ -214,7 +227,7 @@ impl Graph {
         ];
         self.apply1(Pointwise::f32(instrs, 1), &[x])
     }
-    /// Converts between f32 and i32 (toward zero).
+    /// Converts between f32, f16, bf16 (to the nearest) and i32 (toward zero).
     pub fn cast(&mut self, x: Value, dtype: DType) -> Result<Value> {
         if self.ty(x).dtype == dtype {
             return Ok(x);
@@ -320,6 +333,62 @@ fn cases() -> Vec<Case> {
     ];
     let operands: Vec<Sample> = [&[4, 6, 8][..], &[8], &[6, 1], &[]].map(Sample::normal).into();
     cases.push(Case::new("fused chain", Pointwise::f32(chain, 4), operands).ulps(32.0));
+    for dtype in [DType::Bf16, DType::F16] {
+        cases.extend(halves(dtype));
+    }
     cases.push(Case::new("a million", Pointwise::affine(1.5, -0.25), vec![Sample::normal(&[1000, 1001])]));
+    cases
+}
+
+/// Operands and results of 16 bits, of even and odd lengths, contiguous and broadcast.
+fn halves(dtype: DType) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let copy = || Pointwise::f32(vec![Instr::Input(0)], 1);
+    for n in [1, 2, 3, 64, 65, 1027] {
+        let x = || vec![Sample::new(&[n], Values::Normal(3.0))];
+        cases.push(Case::new(format!("copy {n}"), copy(), x()).stored(dtype, &[], &[0]));
+        cases.push(Case::new(format!("copy {n}"), copy(), x()).stored(dtype, &[0], &[]));
+        cases.push(Case::new(format!("affine {n}"), Pointwise::affine(1.5, 0.25), x()).stored(dtype, &[0], &[0]));
+    }
+    // Ties, subnormals of both types, the largest values; signed zeros.
+    let largest = if dtype == DType::F16 { 65504.0 } else { 3.3e38 };
+    let edge = vec![
+        1.0 + 1.0 / 256.0,
+        1.0 + 3.0 / 256.0,
+        1.0 + 1.0 / 2048.0,
+        1.0 + 3.0 / 2048.0,
+        -1.0 - 1.0 / 2048.0,
+        6.0e-5,
+        -6.0e-8,
+        0.0,
+        -0.0,
+        largest,
+        -largest,
+    ];
+    let edge = || vec![Sample::new(&[11], Values::Fixed(edge.clone()))];
+    cases.push(Case::new("edges", copy(), edge()).stored(dtype, &[], &[0]));
+    cases.push(Case::new("edges", copy(), edge()).stored(dtype, &[0], &[]));
+    let shapes: &[(&[usize], &[usize])] = &[
+        (&[5, 7], &[7]),
+        (&[5, 7], &[5, 1]),
+        (&[4, 1, 8], &[3, 1]),
+        (&[33, 64], &[64]),
+        (&[3, 1], &[1, 5]),
+        (&[0, 4], &[4]),
+    ];
+    for (a, b) in shapes {
+        let operands = || vec![Sample::normal(a), Sample::normal(b)];
+        for (inputs, outputs) in [(&[0, 1][..], &[0][..]), (&[0], &[]), (&[1], &[0]), (&[1], &[])] {
+            let case = Case::new(format!("Mul {a:?} {b:?}"), Pointwise::binary(Binary::Mul), operands());
+            cases.push(case.stored(dtype, inputs, outputs));
+        }
+    }
+    let gelu =
+        vec![Instr::Input(0), Instr::Unary(Unary::GeluErfGrad, 0), Instr::Input(1), Instr::Binary(Binary::Mul, 1, 2)];
+    let operands = || vec![Sample::normal(&[6, 20]), Sample::normal(&[6, 20])];
+    cases.push(Case::new("gelu'", Pointwise::f32(gelu, 2), operands()).ulps(16.0).stored(dtype, &[0, 1], &[0]));
+    let million = Case::new("a million and one", Pointwise::affine(1.5, -0.25), vec![Sample::normal(&[1000, 1001])]);
+    cases.push(million.clone().stored(dtype, &[0], &[0]));
+    cases.push(million.stored(dtype, &[0], &[]));
     cases
 }

@@ -3,7 +3,7 @@
 
 use super::shader;
 use crate::device::{Call, Unsupported, Work};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
@@ -262,6 +262,69 @@ impl<'a> Lowering<'a> {
         const SOFTWARE: usize = 60_000;
         if self.caps.software && iterations > SOFTWARE {
             return Err(Unsupported(format!("{iterations} rounds of loops exceed what a software device runs")));
+        }
+        Ok(())
+    }
+
+    /// Writes the dispatches of `operator` with every 16-bit operand as f32 in scratch memory: widened before, and results rounded
+    /// back after. For operators whose shaders read and write f32 only.
+    pub fn widened(
+        &mut self,
+        operator: impl FnOnce(&mut Lowering) -> Result<(), Unsupported>,
+    ) -> Result<(), Unsupported> {
+        let mut call = self.call.clone();
+        let (inputs, outputs) = (call.inputs.len(), call.outputs.len());
+        // A widened operand is in memory of its own, shared with nothing.
+        let mut own = call.inputs.iter().chain(&call.outputs).map(|p| p.buffer).max().unwrap_or(0);
+        let mut moved: Vec<(Buf, Buf)> = Vec::new();
+        let bufs = (0..inputs).map(Buf::In).chain((0..outputs).map(Buf::Out));
+        for (place, buf) in call.inputs.iter_mut().chain(&mut call.outputs).zip(bufs) {
+            if place.ty.dtype.is_half() {
+                own += 1;
+                (place.ty.dtype, place.buffer) = (DType::F32, own);
+                moved.push((buf, self.scratch(place.ty.bytes())));
+            }
+        }
+        for (buf, wide) in moved.iter().filter(|(b, _)| matches!(b, Buf::In(_))) {
+            self.convert(*buf, *wide, false)?;
+        }
+        let scratch = std::mem::take(&mut self.scratch);
+        let mut inner = Lowering { scratch, ..Lowering::new(self.caps, &call) };
+        let result = operator(&mut inner);
+        self.scratch = inner.scratch;
+        self.split.set(self.split.get() || inner.split.get());
+        for mut dispatch in inner.dispatches {
+            for bind in &mut dispatch.binds {
+                bind.buf = moved.iter().find(|(b, _)| *b == bind.buf).map_or(bind.buf, |(_, wide)| *wide);
+            }
+            self.dispatches.push(dispatch);
+        }
+        result?;
+        for (buf, wide) in moved.iter().filter(|(b, _)| matches!(b, Buf::Out(_))) {
+            self.convert(*buf, *wide, true)?;
+        }
+        Ok(())
+    }
+
+    /// Converts the 16-bit operand `half` from or (`narrow`) to the f32 values in `wide`.
+    fn convert(&mut self, half: Buf, wide: Buf, narrow: bool) -> Result<(), Unsupported> {
+        let ty = match half {
+            Buf::In(i) => self.input(i),
+            Buf::Out(o) => self.output(o),
+            Buf::Scratch(_) => unreachable!("scratch memory has no type"),
+        };
+        let (n, name) = (ty.elements(), ty.dtype.to_string());
+        for pairs in self.chunks(n.div_ceil(2), &[4, 8], 0.0)? {
+            let (first, end) = (2 * pairs.start, n.min(2 * pairs.end));
+            let (words, floats) = (4 * pairs.start as u64..4 * pairs.end as u64, 4 * first as u64..4 * end as u64);
+            let binds = match narrow {
+                true => [self.read_part(wide, floats), self.write_part(half, words)],
+                false => [self.read_part(half, words), self.write_part(wide, floats)],
+            };
+            let label = format!("convert/{name}{}", if narrow { "/narrow" } else { "" });
+            let variables = minijinja::context! { half => &name, narrow };
+            let (params, groups) = (Params::new().u32(end - first), self.line(pairs.len().div_ceil(64)));
+            self.dispatch(label, crate::shader!("convert.wgsl"), variables, &binds, params, groups)?;
         }
         Ok(())
     }

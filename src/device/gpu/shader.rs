@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 const SHARED: &[(&str, &str)] = &[
     ("matmul_common.wgsl", include_str!("../../../shaders/matmul_common.wgsl")),
     ("attention_bindings.wgsl", include_str!("../../../shaders/attention_bindings.wgsl")),
+    ("halves.wgsl", include_str!("../../../shaders/halves.wgsl")),
     ("math.wgsl", include_str!("../../../shaders/math.wgsl")),
     ("philox.wgsl", include_str!("../../../shaders/philox.wgsl")),
     ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),

@@ -2,6 +2,7 @@
 
 use super::{Epilogue, Matmul, Tuning};
 use crate::ops::{Case, Sample};
+use crate::tensor::DType;
 use kernels_cpu::gemm::Activation;
 
 fn stored(lead: &[usize], rows: usize, columns: usize, transposed: bool) -> Sample {
@@ -58,6 +59,36 @@ pub fn cases() -> Vec<Case> {
     cases.push(case(&[], &[], [20, 23, 3001], split));
     cases.push(case(&[2], &[2], [7, 8, 1500], Matmul::new(false, true)));
     cases.extend(epilogues());
+    cases.extend(halves());
+    cases
+}
+
+/// Operands and results of 16 bits, together and one beside f32.
+fn halves() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in [DType::Bf16, DType::F16] {
+        for (ta, tb) in TRANSPOSES {
+            for shape in [[1, 1, 1], [3, 17, 5], [33, 65, 31], [64, 64, 64], [70, 130, 129], [9, 33, 1001]] {
+                let one = || case(&[], &[], shape, Matmul::new(ta, tb));
+                cases.push(one().stored(dtype, &[0, 1], &[0]));
+                cases.push(one().stored(dtype, &[0, 1], &[]));
+            }
+            cases.push(case(&[], &[], [18, 35, 20], Matmul::new(ta, tb)).stored(dtype, &[0], &[]));
+            cases.push(case(&[], &[], [18, 35, 20], Matmul::new(ta, tb)).stored(dtype, &[1], &[0]));
+            cases.push(case(&[3], &[3], [6, 11, 9], Matmul::new(ta, tb)).stored(dtype, &[0, 1], &[0]));
+            cases.push(case(&[], &[2], [6, 11, 9], Matmul::new(ta, tb)).stored(dtype, &[0, 1], &[]));
+        }
+        let epilogue = Epilogue { bias: Some(2), activation: Activation::GeluTanh, residual: Some(3) };
+        for (inputs, n) in [(&[0, 1][..], 35), (&[0, 1, 2, 3], 35), (&[0, 1, 3], 36)] {
+            let mut c = case(&[], &[], [18, n, 12], Matmul { epilogue, ..Matmul::new(false, true) });
+            c.inputs.extend([Sample::normal(&[n]), Sample::normal(&[18, n])]);
+            cases.push(c.ulps(32.0).stored(dtype, inputs, &[0]));
+        }
+        cases.push(case(&[], &[], [5, 8, 0], Matmul::new(false, false)).stored(dtype, &[0, 1], &[0]));
+        // Over 1 MiB as f32, and as stored.
+        cases.push(case(&[], &[], [2100, 9, 133], Matmul::new(false, false)).stored(dtype, &[0, 1], &[0]));
+        cases.push(case(&[], &[], [8, 2100, 301], Matmul::new(false, true)).stored(dtype, &[0, 1], &[0]));
+    }
     cases
 }
 

@@ -1,5 +1,6 @@
 //! What happens to a product before it is stored, and how an elementwise consumer is recognised as that.
 
+use super::half::operand;
 use crate::Result;
 use crate::device::CpuCall;
 use crate::graph::{Gradient, Graph, Value};
@@ -124,9 +125,9 @@ impl Epilogue {
     /// The epilogue with its operands, as `kernels-cpu` takes it.
     pub fn on_cpu<'a>(&self, call: &'a CpuCall) -> gemm::Epilogue<'a> {
         gemm::Epilogue {
-            bias: self.bias.map(|i| call.f32(i).into()),
+            bias: self.bias.map(|i| operand(call, i)),
             activation: self.activation,
-            residual: self.residual.map(|i| call.f32(i).into()),
+            residual: self.residual.map(|i| operand(call, i)),
         }
     }
 

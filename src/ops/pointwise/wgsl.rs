@@ -1,4 +1,5 @@
-//! WGSL for an elementwise program: one thread computes one element, or four neighbours when the innermost axis allows it.
+//! WGSL for an elementwise program: one thread computes one element, or four neighbours when the innermost axis allows it. A result
+//! of 16 bits is written in whole words: two elements a thread, or four.
 
 use super::Pointwise;
 use crate::device::Unsupported;
@@ -9,6 +10,7 @@ use minijinja::context;
 use std::fmt::Write;
 
 const MATH: &str = include_str!("../../../shaders/math.wgsl");
+const HALVES: &str = include_str!("../../../shaders/halves.wgsl");
 const WORKGROUP: usize = 64;
 
 /// How one operand is read, after neighbouring axes with the same pattern are merged.
@@ -48,24 +50,35 @@ pub fn lower(op: &Pointwise, lowering: &mut Lowering) -> Result<(), Unsupported>
     let dims = merge(shape, &mut accesses);
     let inner = *dims.last().unwrap_or(&1);
     let quad = inner.is_multiple_of(4) && accesses.iter().all(|a| matches!(a.strides.last(), Some(0 | 1) | None));
-    let width = if quad { 4 } else { 1 };
+    let out = lowering.output(0).dtype;
+    // Elements an invocation writes. Where some operand is of 16 bits, parts of a cut start at whole words too.
+    let width = if quad {
+        4
+    } else if out.is_half() || accesses.iter().any(|a| a.dtype.is_half() && a.full(&dims)) {
+        2
+    } else {
+        1
+    };
 
     // Only operands that walk along with the output can be cut with it.
-    let row_bytes: Vec<u64> = std::iter::once(4 * width)
-        .chain(accesses.iter().filter(|a| a.full(&dims) && !a.aliased).map(|_| 4 * width))
-        .map(|b| b as u64)
+    let unit = |dtype: DType| (dtype.bytes() * width) as u64;
+    let row_bytes: Vec<u64> = std::iter::once(unit(out))
+        .chain(accesses.iter().filter(|a| a.full(&dims) && !a.aliased).map(|a| unit(a.dtype)))
         .collect();
     let work = op.program.instrs.len() * width;
-    let source = source(op, &accesses, &dims, width)?;
-    for range in lowering.chunks(elements / width, &row_bytes, work as f64)? {
-        let bytes = (range.start * 4 * width) as u64..(range.end * 4 * width) as u64;
-        let mut binds: Vec<Bind> = vec![lowering.write_part(Buf::Out(0), bytes.clone())];
+    let source = source(op, out, &accesses, &dims, width)?;
+    for range in lowering.chunks(elements.div_ceil(width), &row_bytes, work as f64)? {
+        let end = (range.end * width).min(elements);
+        let bytes = |dtype: DType| (range.start * width * dtype.bytes()) as u64..(end * dtype.bytes()) as u64;
+        let mut binds: Vec<Bind> = vec![lowering.write_part(Buf::Out(0), bytes(out))];
         for (i, a) in accesses.iter().enumerate().filter(|(_, a)| !a.aliased) {
-            let part =
-                if a.full(&dims) { lowering.read_part(Buf::In(i), bytes.clone()) } else { lowering.read(Buf::In(i)) };
+            let part = match a.full(&dims) {
+                true => lowering.read_part(Buf::In(i), bytes(a.dtype)),
+                false => lowering.read(Buf::In(i)),
+            };
             binds.push(part);
         }
-        let mut params = Params::new().u32(range.len()).u32(range.start * width);
+        let mut params = Params::new().u32(end - range.start * width).u32(range.start * width);
         for d in &dims {
             params = params.u32(*d);
         }
@@ -75,7 +88,8 @@ pub fn lower(op: &Pointwise, lowering: &mut Lowering) -> Result<(), Unsupported>
             }
         }
         let groups = lowering.line(range.len().div_ceil(WORKGROUP));
-        let label = format!("pointwise/{}{}", if quad { "vec4" } else { "scalar" }, op.program.instrs.len());
+        let form = ["scalar", "pairs", "vec4"][width / 2];
+        let label = format!("pointwise/{form}{}", op.program.instrs.len());
         lowering.dispatch_source(Shader { label, source: source.clone(), entry: "main" }, &binds, params, groups)?;
     }
     Ok(())
@@ -109,8 +123,11 @@ fn merge(shape: &[usize], accesses: &mut [Access]) -> Vec<usize> {
     dims
 }
 
+/// The WGSL text. The parameter `n` counts elements from `base` on; an invocation computes `width` of them: four at once, or one
+/// after another by the function `element`.
 fn source(
     op: &Pointwise,
+    out: DType,
     accesses: &[Access],
     dims: &[usize],
     width: usize,
@@ -120,19 +137,25 @@ fn source(
         DType::I32 => "i32",
         _ => "u32",
     };
-    let element = |d: DType, wide: bool| {
-        let t = scalar_type(d);
-        if wide { format!("vec4<{t}>") } else { t.to_string() }
+    // What an array holds: one element or a quad; 16-bit elements two to a word.
+    let stored = |d: DType, wide: bool| match (d.is_half(), wide) {
+        (true, true) => "vec2<u32>".to_string(),
+        (true, false) => "u32".to_string(),
+        (false, true) => format!("vec4<{}>", scalar_type(d)),
+        (false, false) => scalar_type(d).to_string(),
     };
-    let float = if width == 4 { "vec4<f32>" } else { "f32" };
+    let quad = width == 4;
+    let float = if quad { "vec4<f32>" } else { "f32" };
     let mut w = render(MATH, &context! {}).map_err(|e| Unsupported(e.to_string()))?.to_string();
-    let out_type = element(op.out, width == 4);
+    if out.is_half() || accesses.iter().any(|a| a.dtype.is_half()) {
+        w.push_str(HALVES);
+    }
+    let out_type = stored(out, quad);
     let _ = writeln!(w, "@group(0) @binding(0) var<storage, read_write> out: array<{out_type}>;");
     let mut binding = 1;
     for (i, a) in accesses.iter().enumerate().filter(|(_, a)| !a.aliased) {
-        let wide = width == 4 && a.strides.last() == Some(&1);
-        let _ =
-            writeln!(w, "@group(0) @binding({binding}) var<storage, read> x{i}: array<{}>;", element(a.dtype, wide));
+        let wide = quad && a.strides.last() == Some(&1);
+        let _ = writeln!(w, "@group(0) @binding({binding}) var<storage, read> x{i}: array<{}>;", stored(a.dtype, wide));
         binding += 1;
     }
     let mut fields = String::from("n: u32, base: u32,");
@@ -145,13 +168,11 @@ fn source(
         }
     }
     let _ = writeln!(w, "struct Params {{ {fields} }}\n@group(0) @binding({binding}) var<uniform> p: Params;");
-    let _ = writeln!(
-        w,
-        "@compute @workgroup_size({WORKGROUP})\nfn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>) {{\n\
-         let i = gid.x + gid.y * nwg.x * {WORKGROUP}u;\nif (i >= p.n) {{ return; }}"
-    );
+    // Element (or quad) `i` of the part that is bound.
+    let _ = writeln!(w, "fn element(i: u32) -> {float} {{");
     if accesses.iter().any(|a| !a.full(dims) && !a.scalar()) {
-        let _ = writeln!(w, "var rest = p.base + i * {width}u;");
+        let step = if quad { 4 } else { 1 };
+        let _ = writeln!(w, "var rest = p.base + i * {step}u;");
         for k in (1..dims.len()).rev() {
             let _ = writeln!(w, "let q{k} = rest / p.d{k}; let i{k} = rest - q{k} * p.d{k}; rest = q{k};");
         }
@@ -160,20 +181,45 @@ fn source(
     for (i, a) in accesses.iter().enumerate() {
         let index = index(i, a, dims, width);
         let name = if a.aliased { "out".to_string() } else { format!("x{i}") };
-        let loaded = format!("{name}[{index}]");
-        let splat = width == 4 && !a.aliased && a.strides.last() != Some(&1);
-        let value = match (a.dtype, splat) {
-            (DType::F32, false) => loaded,
-            (DType::F32, true) => format!("vec4<f32>({loaded})"),
-            (_, false) => format!("{float}({loaded})"),
-            (_, true) => format!("vec4<f32>(f32({loaded}))"),
+        let wide = quad && (a.aliased || a.strides.last() == Some(&1));
+        let value = match (a.dtype, wide) {
+            (DType::F32, _) => format!("{name}[{index}]"),
+            (DType::F16 | DType::Bf16, true) => {
+                let unpack = format!("unpack_{}", a.dtype);
+                format!("vec4<f32>({unpack}({name}[{index}].x), {unpack}({name}[{index}].y))")
+            }
+            (DType::F16 | DType::Bf16, false) => {
+                let _ = writeln!(w, "let e{i} = {index};");
+                format!("unpack_{}({name}[e{i} >> 1u])[e{i} & 1u]", a.dtype)
+            }
+            (_, true) => format!("vec4<f32>({name}[{index}])"),
+            (_, false) => format!("f32({name}[{index}])"),
         };
+        let value = if quad && !wide { format!("vec4<f32>({value})") } else { value };
         let _ = writeln!(w, "let a{i} = {value};");
     }
-    body(&mut w, &op.program, width);
-    let result = format!("v{}", op.program.outputs[0]);
-    let stored = if op.out == DType::F32 { result } else { format!("{out_type}({result})") };
-    let _ = writeln!(w, "out[i] = {stored};\n}}");
+    body(&mut w, &op.program, if quad { 4 } else { 1 });
+    let _ = writeln!(w, "return v{};\n}}", op.program.outputs[0]);
+    let _ = writeln!(
+        w,
+        "@compute @workgroup_size({WORKGROUP})\nfn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>) {{\n\
+         let i = gid.x + gid.y * nwg.x * {WORKGROUP}u;\nif (i * {width}u >= p.n) {{ return; }}"
+    );
+    let cast = |value: &str| if out == DType::F32 { value.to_string() } else { format!("{out_type}({value})") };
+    let text = match (width, out.is_half()) {
+        (4, true) => format!("let v = element(i);\nout[i] = vec2<u32>(pack_{out}(v.xy), pack_{out}(v.zw));"),
+        (2, true) => format!(
+            "var v = vec2<f32>(element(2u * i), 0.0);\n\
+             if (2u * i + 1u < p.n) {{ v.y = element(2u * i + 1u); }}\nout[i] = pack_{out}(v);"
+        ),
+        (2, false) => format!(
+            "out[2u * i] = {};\nif (2u * i + 1u < p.n) {{ out[2u * i + 1u] = {}; }}",
+            cast("element(2u * i)"),
+            cast("element(2u * i + 1u)")
+        ),
+        _ => format!("out[i] = {};", cast("element(i)")),
+    };
+    let _ = writeln!(w, "{text}\n}}");
     Ok(w.into())
 }
 
