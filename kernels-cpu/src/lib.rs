@@ -42,5 +42,6 @@ pub mod scan;
 mod scan_tests;
 pub mod simd;
 pub mod softmax;
+mod team;
 pub mod threads;
 pub mod tile;

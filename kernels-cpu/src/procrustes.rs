@@ -8,9 +8,8 @@
 //! is a contraction, which shrinks directions without evidence, so it must not be assumed orthogonal. `polar_svd` is the
 //! exact factor, for judging.
 
-use rayon::prelude::*;
-
 use crate::polar::{newton_schulz, polar_svd};
+use crate::threads::par_rows_mut;
 
 /// How to solve. `Default` gives ridge 0.1, centring, and 16 iterations.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,9 +42,11 @@ pub fn procrustes(
 ) {
     check(batch, o, d, za, zb);
     assert_eq!(omega.len(), batch * d * d, "procrustes: omega must be [batch, d, d]");
-    omega.par_chunks_mut(d * d).enumerate().for_each(|(b, w)| {
-        let (a, z) = (&za[b * o * d..][..o * d], &zb[b * o * d..][..o * d]);
-        solve(a, z, d, options, 0, 1, w);
+    par_rows_mut(omega, d * d, d * d * (o + d * options.iters), |first, omega| {
+        for (b, w) in (first..).zip(omega.chunks_exact_mut(d * d)) {
+            let (a, z) = (&za[b * o * d..][..o * d], &zb[b * o * d..][..o * d]);
+            solve(a, z, d, options, 0, 1, w);
+        }
     });
 }
 
@@ -64,8 +65,10 @@ pub fn cross_validated_strength(
 ) {
     check(batch, o, d, za, zb);
     assert_eq!(w.len(), batch, "cross_validated_strength: w must be [batch]");
-    w.par_iter_mut().enumerate().for_each(|(b, w)| {
-        *w = strength(&za[b * o * d..][..o * d], &zb[b * o * d..][..o * d], o, d, options);
+    par_rows_mut(w, 1, 2 * d * d * (o + d * options.iters), |first, w| {
+        for (b, w) in (first..).zip(w) {
+            *w = strength(&za[b * o * d..][..o * d], &zb[b * o * d..][..o * d], o, d, options);
+        }
     });
 }
 
@@ -340,12 +343,13 @@ mod tests {
 
     #[test]
     fn batches_are_independent_and_do_not_depend_on_threads() {
-        let (batch, o, d) = (5, 9, 6);
+        let (batch, o, d) = (30, 19, 16);
         let (za, zb) = (noise(batch * o * d, 21), noise(batch * o * d, 22));
         let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let (mut omega, mut w) = (vec![0.0; batch * d * d], vec![0.0; batch]);
-            pool.install(|| stitch(batch, o, d, &za, &zb, ProcrustesOptions::default(), &mut omega, &mut w));
+            crate::threads::with_threads(threads, || {
+                stitch(batch, o, d, &za, &zb, ProcrustesOptions::default(), &mut omega, &mut w)
+            });
             (omega, w)
         };
         let one = run(1);

@@ -1,53 +1,49 @@
-//! Threads: one rayon pool for the crate, and helpers that cut work into blocks.
+//! Threads: one team for the crate, and helpers that cut work into blocks.
 //!
 //! Reductions must be cut into blocks whose size does not depend on the number of threads ([`par_blocks`]); then results are the same
 //! bits for any number. Work without reductions may be cut freely ([`par_rows`], [`par_rows_mut`]).
-//! Entering the pool from outside costs some microseconds a call, so whoever runs many kernels in a row should do so
-//! inside [`install`].
+//! A kernel that is called inside a block runs on the block's thread alone.
 
-use rayon::prelude::*;
+use crate::team::{Team, inside};
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 struct Pool {
-    threads: usize,
-    /// None: one thread, everything runs on the caller's.
-    pool: Option<Arc<ThreadPool>>,
+    team: Team,
+    /// For libraries that know rayon only. None: one thread.
+    rayon: OnceLock<Option<ThreadPool>>,
 }
 
-static POOL: RwLock<Option<Pool>> = RwLock::new(None);
+static POOL: RwLock<Option<Arc<Pool>>> = RwLock::new(None);
+
+thread_local! {
+    /// The pool of the innermost [`with_threads`].
+    static LOCAL: RefCell<Option<Arc<Pool>>> = const { RefCell::new(None) };
+}
 
 /// Work below this many cost units (about one simple operation on one `f32` each) stays on the calling thread: some tens of
 /// microseconds, several times what waking another thread costs.
 pub const MIN_PARALLEL_COST: usize = 1 << 16;
 
-fn build(n: usize) -> Pool {
+fn build(n: usize) -> Arc<Pool> {
     let n = match n {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
-    let pool = match n {
-        1 => None,
-        n => ThreadPoolBuilder::new()
-            .num_threads(n)
-            .thread_name(|i| format!("kernels-cpu-{i}"))
-            .build()
-            .ok()
-            .map(Arc::new),
-    };
-    // when the system refuses to start threads, work goes on with one
-    Pool { threads: if pool.is_some() { n } else { 1 }, pool }
+    Arc::new(Pool { team: Team::new(n), rayon: OnceLock::new() })
 }
 
-fn current() -> (usize, Option<Arc<ThreadPool>>) {
-    if let Some(p) = &*POOL.read().unwrap_or_else(PoisonError::into_inner) {
-        return (p.threads, p.pool.clone());
+fn current() -> Arc<Pool> {
+    if let Some(pool) = LOCAL.with_borrow(Clone::clone) {
+        return pool;
     }
-    let mut slot = POOL.write().unwrap_or_else(PoisonError::into_inner);
-    let p = slot.get_or_insert_with(|| build(0));
-    (p.threads, p.pool.clone())
+    if let Some(pool) = &*POOL.read().unwrap_or_else(PoisonError::into_inner) {
+        return pool.clone();
+    }
+    POOL.write().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| build(0)).clone()
 }
 
 /// Sets the number of threads that kernels use from now on; 0 means one per available core (the default). Kernels that are running
@@ -57,28 +53,36 @@ pub fn set_threads(n: usize) {
     *POOL.write().unwrap_or_else(PoisonError::into_inner) = Some(pool);
 }
 
-/// The number of threads that kernels use: that of the pool the caller runs in, else that of [`set_threads`].
+/// The number of threads that a kernel called here uses: that of [`with_threads`] around it, else that of [`set_threads`]; one inside
+/// a block of work.
 pub fn threads() -> usize {
-    if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { current().0 }
+    if inside() { 1 } else { current().team.threads() }
 }
 
-/// Runs `f` inside the crate's pool, so that the kernels it calls do not enter it one by one.
+/// Runs `f` inside a rayon pool of as many threads as kernels use, for libraries that divide their work with rayon.
 pub fn install<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    if rayon::current_thread_index().is_some() {
-        return f();
-    }
-    match current().1 {
-        Some(pool) => pool.install(f),
-        None => f(),
+    let pool = current();
+    let make = || match pool.team.threads() {
+        1 => None,
+        n => ThreadPoolBuilder::new().num_threads(n).thread_name(|i| format!("kernels-cpu-rayon-{i}")).build().ok(),
+    };
+    match pool.rayon.get_or_init(make) {
+        Some(rayon) if rayon::current_thread_index().is_none() => rayon.install(f),
+        _ => f(),
     }
 }
 
 /// Runs `f` with `n` threads (at least one), whatever [`set_threads`] says: for tests and measurements.
-pub fn with_threads<R: Send>(n: usize, f: impl FnOnce() -> R + Send) -> R {
-    match ThreadPoolBuilder::new().num_threads(n.max(1)).build() {
-        Ok(pool) => pool.install(f),
-        Err(_) => f(),
+pub fn with_threads<R>(n: usize, f: impl FnOnce() -> R) -> R {
+    /// Puts back what was there, also when `f` panics.
+    struct Restore(Option<Arc<Pool>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LOCAL.set(self.0.take());
+        }
     }
+    let _restore = Restore(LOCAL.replace(Some(build(n.max(1)))));
+    f()
 }
 
 /// Whether work of this total cost (see [`MIN_PARALLEL_COST`]) is worth more than one thread.
@@ -93,7 +97,7 @@ pub fn par_blocks(n: usize, block: usize, cost_per_item: usize, f: impl Fn(usize
     let blocks = n.div_ceil(block);
     let one = |i: usize| f(i, i * block..((i + 1) * block).min(n));
     if blocks > 1 && worth_threads(n.saturating_mul(cost_per_item)) {
-        install(|| (0..blocks).into_par_iter().with_max_len(1).for_each(one));
+        current().team.run(blocks, &one);
     } else {
         (0..blocks).for_each(one);
     }
@@ -217,7 +221,7 @@ mod tests {
     fn set_threads_is_what_threads_reports() {
         set_threads(3);
         assert_eq!(threads(), 3);
-        assert_eq!(install(threads), 3);
+        assert_eq!(install(rayon::current_num_threads), 3);
         set_threads(0);
         assert!(threads() >= 1);
     }

@@ -1,11 +1,12 @@
 //! The CPU executor: calls `kernels-cpu` in plan order on 64-byte aligned buffers allocated once.
 
 use super::kernel::Operand;
-use super::{CpuCall, Executable, Home, Memory, Place, Store, Work};
+use super::{CallTime, CpuCall, Executable, Home, Memory, Place, Store, Work};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A block of memory aligned to a cache line, which is also the widest SIMD register.
 #[derive(Debug)]
@@ -92,6 +93,22 @@ impl Runner {
             .collect();
         Ok(Runner { work, buffers, calls })
     }
+
+    /// Runs the calls in order and tells `after` when each has ended.
+    fn run_calls(&mut self, mut after: impl FnMut(usize)) -> Result<()> {
+        for (i, (call, operands)) in self.work.calls.iter().zip(&mut self.calls).enumerate() {
+            call.kernel.cpu(operands).map_err(|e| match e {
+                Error::Graph(m) => Error::Graph(format!("node '{}': {m}", call.label)),
+                other => other,
+            })?;
+            after(i);
+        }
+        for (from, to) in &self.work.copies {
+            // SAFETY: distinct buffers, no operator is running.
+            unsafe { self.buffers[to.buffer].write(&self.buffers[from.buffer].bytes()[..from.ty.bytes() as usize]) };
+        }
+        Ok(())
+    }
 }
 
 impl Executable for Runner {
@@ -103,17 +120,29 @@ impl Executable for Runner {
     }
 
     fn run(&mut self) -> Result<()> {
-        for (call, operands) in self.work.calls.iter().zip(&mut self.calls) {
-            call.kernel.cpu(operands).map_err(|e| match e {
-                Error::Graph(m) => Error::Graph(format!("node '{}': {m}", call.label)),
-                other => other,
+        self.run_calls(|_| ())
+    }
+
+    fn profile(&mut self, runs: usize) -> Result<Vec<CallTime>> {
+        let runs = runs.max(1);
+        let mut seconds = vec![Vec::with_capacity(runs); self.work.calls.len()];
+        self.run()?;
+        for _ in 0..runs {
+            let mut start = Instant::now();
+            self.run_calls(|i| {
+                let now = Instant::now();
+                seconds[i].push((now - start).as_secs_f64());
+                start = now;
             })?;
         }
-        for (from, to) in &self.work.copies {
-            // SAFETY: distinct buffers, no operator is running.
-            unsafe { self.buffers[to.buffer].write(&self.buffers[from.buffer].bytes()[..from.ty.bytes() as usize]) };
-        }
-        Ok(())
+        let calls = self.work.calls.iter().zip(seconds).enumerate();
+        Ok(calls
+            .map(|(call, (c, mut seconds))| {
+                seconds.sort_by(f64::total_cmp);
+                let (label, kernel) = (c.label.clone(), c.kernel.name().to_string());
+                CallTime { call, label, kernel, seconds: seconds[runs / 2] }
+            })
+            .collect())
     }
 
     fn read_output(&mut self, name: &str) -> Result<HostTensor> {
@@ -123,5 +152,33 @@ impl Executable for Runner {
 
     fn allocated_bytes(&self) -> u64 {
         self.buffers.iter().map(|b| b.bytes as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::device::{Device, Store};
+    use crate::graph::{Graph, Plan, Role};
+    use crate::tensor::{HostTensor, TensorType};
+
+    #[test]
+    fn a_profile_times_every_call_and_runs_the_work_as_often_as_asked() {
+        let mut g = Graph::new();
+        let ty = TensorType::f32(&[300]);
+        let (x, sum) = (g.input("x", ty.clone()), g.variable("sum", Role::State, ty.clone()).unwrap());
+        let y = g.softmax(x, 0).unwrap();
+        let total = g.add(sum, y).unwrap();
+        g.update(sum, total).unwrap();
+        let mut store = Store::new(&Device::Cpu);
+        let plan = Plan::new(&g).unwrap();
+        let mut run = plan.prepare(&mut store).unwrap();
+        run.write_input("x", &HostTensor::f32(&[300], vec![0.5; 300])).unwrap();
+        let times = run.profile(3).unwrap();
+        let kernels: Vec<&str> = times.iter().map(|t| t.kernel.as_str()).collect();
+        assert_eq!(kernels, plan.work.calls.iter().map(|c| c.kernel.name()).collect::<Vec<_>>());
+        assert!(kernels.contains(&"softmax") && times.iter().all(|t| t.seconds.is_finite()));
+        // The run that warms up counts too.
+        let sum = store.read("sum").unwrap();
+        assert!(sum.as_f32().unwrap().iter().all(|v| (v - 4.0 / 300.0).abs() < 1e-8));
     }
 }
