@@ -3,8 +3,11 @@
 //! `LYNX_OP=name` keeps to the operators whose name contains it.
 
 use lynx_gpu::device::Device;
-use lynx_gpu::device::gpu::{Context, Features, Options};
+use lynx_gpu::device::gpu::tiles::{Change, Class};
+use lynx_gpu::device::gpu::{Context, Features, Options, adapter};
 use lynx_gpu::ops::{Spec, check, registry};
+use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Counts and skips are printed whether or not the test passes: the test runner catches `println!`, not this.
 macro_rules! say {
@@ -104,6 +107,53 @@ fn every_operator_agrees_with_each_optional_feature_switched_off() {
             suite(&format!("gpu, {name}"), &[gpu]);
         }
     }
+}
+
+/// Each operator with every form of its kernels that the table or the tuner may give this device, from the row for hardware. What
+/// another test or form runs with the same shaders and parameters is not run again.
+#[test]
+fn every_operator_agrees_with_each_form_of_its_kernels() {
+    let Some(adapter) = Context::adapters().into_iter().next() else {
+        gpu(Options::default());
+        return;
+    };
+    let row = Class::Discrete.choices();
+    let options = Options { checked: true, ..Options::default() };
+    let known = [options, Options { as_hardware: true, ..options }].map(|o| adapter::caps(&adapter, &o));
+    let forms: Vec<(Change, Arc<Context>)> = Change::all()
+        .into_iter()
+        .map(|change| (change, change.of(row)))
+        .filter(|(_, choices)| *choices != row && choices.misfit(&known[0]).is_none())
+        .map(|(change, choices)| {
+            let options = Options { choices: Some(choices), ..options };
+            (change, Context::open(&adapter, options).expect("an adapter that is listed opens"))
+        })
+        .collect();
+    let (mut compared, mut failures) = (0, Vec::new());
+    for spec in chosen() {
+        let forms: Vec<_> =
+            forms.iter().filter(|(change, _)| change.operators().iter().any(|part| spec.name.contains(part))).collect();
+        for case in (spec.cases)().iter().filter(|_| !forms.is_empty()) {
+            let judged =
+                check::judge(spec.name, case).unwrap_or_else(|e| panic!("{} [{}]: {e}", spec.name, case.label));
+            let mut seen = HashSet::from(known.map(|caps| judged.dispatches(&caps)));
+            for (change, context) in &forms {
+                if !seen.insert(judged.dispatches(context.caps())) {
+                    continue;
+                }
+                let p = judged.compare(&Device::Gpu(context.clone()));
+                compared += 1;
+                if !p.ok {
+                    failures.push(format!(
+                        "{} [{}] {change:?}: {:.2}x tolerance: {}",
+                        p.operator, p.case, p.worst, p.message
+                    ));
+                }
+            }
+        }
+    }
+    say!("gpu, forms of kernels: {} forms, {compared} comparisons that no other test makes", forms.len());
+    assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn devices() -> Vec<(&'static str, Caps)> {
     let fast = Caps { flops_per_second: 1e12, bytes_per_second: 1e11, ..plain };
     let with = |features, sizes| Caps { features, subgroup_sizes: sizes, ..fast };
     let large = Limits { workgroup_memory: 32 << 10, max_invocations: 1024, max_storage_buffers: 16, ..Limits::WEBGPU };
-    let all = Features { subgroups: true, f16: true, packed_dot: true, timestamps: true, pipeline_cache: true };
+    let all = Features { cooperative_matrix: false, ..Features::ALL };
     vec![
         ("plain WebGPU", plain),
         ("plain WebGPU, fast", fast),

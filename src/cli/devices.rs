@@ -23,8 +23,6 @@ struct Gpu {
     same_gpu_as: Option<String>,
     features_used: Vec<String>,
     features_absent: Vec<String>,
-    /// Present, but no kernel uses it.
-    features_unused: Vec<String>,
     caps: Caps,
 }
 
@@ -67,7 +65,6 @@ fn gpus() -> Vec<Gpu> {
         .map(|(i, (summary, adapter))| {
             let (info, caps) = (adapter.get_info(), adapter::caps(adapter, &Options::default()));
             let (features_used, features_absent) = features(&caps);
-            let cooperative = adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
             Gpu {
                 id: format!("gpu:{i}"),
                 adapter: summary.clone(),
@@ -77,7 +74,6 @@ fn gpus() -> Vec<Gpu> {
                 same_gpu_as: duplicates[i].map(|d| format!("gpu:{d}")),
                 features_used,
                 features_absent,
-                features_unused: if cooperative { vec!["cooperative matrices".into()] } else { vec![] },
                 caps,
             }
         })
@@ -92,10 +88,15 @@ fn features(caps: &Caps) -> (Vec<String>, Vec<String>) {
         (a, b) if a == b => format!("subgroups of {a}"),
         (a, b) => format!("subgroups of {a} to {b}"),
     };
+    let cooperative = match caps.cooperative_size {
+        0 => String::new(),
+        side => format!(" {side} x {side}, f16 to f32"),
+    };
     let all = [
         (f.subgroups, subgroups),
         (f.f16, "f16".into()),
         (f.packed_dot, "packed int8 dot product".into()),
+        (f.cooperative_matrix, format!("cooperative matrices{cooperative}")),
         (f.timestamps, "timestamps".into()),
         (f.pipeline_cache, "pipeline cache".into()),
     ];
@@ -132,9 +133,7 @@ fn print(listing: &Listing) {
             bytes(limits.workgroup_memory.into()),
             limits.max_invocations
         );
-        for (title, list) in
-            [("used", &gpu.features_used), ("absent", &gpu.features_absent), ("unused", &gpu.features_unused)]
-        {
+        for (title, list) in [("used", &gpu.features_used), ("absent", &gpu.features_absent)] {
             if !list.is_empty() {
                 println!("       {title:<8} {}", list.join(", "));
             }

@@ -2,6 +2,7 @@
 //! holds a queries x keys matrix. The gradient is in [`super::attention_grad`].
 
 use super::{Case, Graph, Op, Sample, Spec, Values};
+use crate::device::gpu::tiles::AttentionForm;
 use crate::device::gpu::{Bind, Buf, Caps, Lowering, Params};
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
 use crate::graph::{Gradient, Value};
@@ -104,15 +105,6 @@ impl Attention {
     }
 }
 
-/// How a GPU computes attention.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Form {
-    /// A thread for each row, nothing shared.
-    Rows,
-    /// Tiles of scores in workgroup memory.
-    Tiles,
-}
-
 /// One stage of attention on a GPU: which rows it walks and what it binds.
 pub(super) struct Stage {
     pub name: &'static str,
@@ -125,9 +117,9 @@ pub(super) struct Stage {
     pub ranged: Option<Buf>,
 }
 
-/// Barriers and workgroup memory are slow on a CPU that plays a GPU.
-fn form(caps: &Caps, stage: &str) -> Form {
-    if stage == "delta" || caps.software { Form::Rows } else { Form::Tiles }
+/// Row sums alone share nothing.
+fn form(caps: &Caps, stage: &str) -> AttentionForm {
+    if stage == "delta" { AttentionForm::Rows } else { caps.choices().attention }
 }
 
 impl Stage {
@@ -140,7 +132,7 @@ impl Stage {
     ) -> Result<(), Unsupported> {
         let s = &self.shape;
         let form = form(lowering.caps, self.name);
-        let (rows_per_tile, name) = if form == Form::Rows { (64, "rows") } else { (32, "tiles") };
+        let (rows_per_tile, name) = if form == AttentionForm::Rows { (64, "rows") } else { (32, "tiles") };
         let (ty, units) =
             if s.head_dim.is_multiple_of(4) { ("vec4<f32>", s.head_dim / 4) } else { ("f32", s.head_dim) };
         let variables = context! {
@@ -150,11 +142,11 @@ impl Stage {
             binds.push(lowering.read(range));
         }
         let template = match form {
-            Form::Rows => concat!(
+            AttentionForm::Rows => concat!(
                 include_str!("../../shaders/attention_rows.wgsl"),
                 include_str!("../../shaders/attention_mask.wgsl")
             ),
-            Form::Tiles => concat!(
+            AttentionForm::Tiles => concat!(
                 include_str!("../../shaders/attention_tiles.wgsl"),
                 include_str!("../../shaders/attention_mask.wgsl")
             ),

@@ -7,10 +7,12 @@
 
 use super::Case;
 use super::case::SplitMix;
+use crate::device::gpu::{Caps, lower};
 use crate::device::{Device, Executable, ExecutionNotes, Memory, Store, reference};
 use crate::graph::{Graph, Plan, Role, Value};
 use crate::tensor::{DType, HostTensor, RefTensor};
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// Accumulated roundings inside an operator behave like perturbed operands; several per operand are allowed.
 const SAFETY: f64 = 8.0;
@@ -225,6 +227,12 @@ impl Judged {
         let read = |name: &(String, RefTensor, f64, DType)| Ok(executable.read_output(&name.0)?.to_f64());
         let values = self.expected.iter().map(read).collect::<Result<_>>()?;
         Ok((values, executable.notes()))
+    }
+
+    /// What a device with these capabilities would run: equal values are the same dispatches of the same shaders.
+    pub fn dispatches(&self, caps: &Caps) -> Vec<(Arc<str>, Vec<u32>, [u32; 3])> {
+        let lowered = lower(&self.plan.work, caps).into_iter().flat_map(|l| l.dispatches);
+        lowered.map(|d| (d.shader.source, d.params, d.groups)).collect()
     }
 
     pub fn gradients(&self) -> usize {

@@ -21,18 +21,6 @@ use std::sync::Arc;
 /// Products with fewer rows, columns or terms read f32 as it is.
 const HALF_MIN: usize = 8;
 
-/// Which GPU kernels may be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tuning {
-    /// What suits the device.
-    #[default]
-    Auto,
-    /// The kernels of a real GPU, with workgroup memory, also on a software device: how they are tested there.
-    Workgroup,
-    /// As `Workgroup`, with the largest tiles.
-    Wide,
-}
-
 /// `activation(op(a) op(b) + bias) + residual`, where `op` transposes the last two axes if asked.
 ///
 /// `a` is [.., M, K] ([.., K, M] with `trans_a`) and `b` is [.., K, N] ([.., N, K] with `trans_b`); the result is [.., M, N]. Batch axes
@@ -43,7 +31,6 @@ pub struct Matmul {
     pub trans_a: bool,
     pub trans_b: bool,
     pub epilogue: Epilogue,
-    pub tuning: Tuning,
 }
 
 /// The product as the kernels see it.
@@ -152,9 +139,9 @@ impl Kernel for Matmul {
     }
 
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
-        let Matmul { trans_a, trans_b, epilogue, tuning } = *self;
+        let Matmul { trans_a, trans_b, epilogue } = *self;
         let dims = self.checked(&lowering.input(0).shape, &lowering.input(1).shape);
-        gpu::lower(&gpu::Product { dims, trans_a, trans_b, epilogue, tuning, group: None }, lowering)
+        gpu::lower(&gpu::Product { dims, trans_a, trans_b, epilogue, group: None }, lowering)
     }
 }
 

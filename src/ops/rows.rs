@@ -2,14 +2,12 @@
 //! of a shader's tensors. The shader side is `shaders/rows.wgsl`.
 
 use crate::device::Unsupported;
+use crate::device::gpu::tiles::{RowForm, WIDE_ROW};
 use crate::device::gpu::{Bind, Buf, Caps, Lowering, Params};
 use minijinja::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
-
-/// Rows up to this many elements are given to one subgroup on a real GPU: there is enough work in other rows.
-const SUBGROUP_WIDTH: usize = 1024;
 
 /// The invocations that share one row.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,14 +23,16 @@ pub struct Team {
 impl Team {
     pub fn choose(caps: &Caps, width: usize) -> Team {
         let (_, largest) = caps.subgroup_sizes;
-        let narrow = caps.software || width <= SUBGROUP_WIDTH;
-        if caps.features.subgroups && narrow && largest <= 256 {
-            // A software device pays for every idle lane, and barriers are slow there: one subgroup a workgroup.
-            let size = if caps.software { largest } else { largest.max(64) };
-            return Team { kind: "subgroup", size, per_group: size / largest };
+        let (form, narrow) = (caps.choices().rows.available(caps), width <= WIDE_ROW);
+        let subgroup = |size| Team { kind: "subgroup", size, per_group: size / largest };
+        match form {
+            RowForm::Subgroup => subgroup(largest),
+            RowForm::PackedSubgroups if narrow => subgroup(largest.max(64)),
+            _ => {
+                let kind = if caps.features.subgroups { "subgroups" } else { "workgroup" };
+                Team { kind, size: if narrow { 64 } else { 256 }, per_group: 1 }
+            }
         }
-        let kind = if caps.features.subgroups { "subgroups" } else { "workgroup" };
-        Team { kind, size: if narrow { 64 } else { 256 }, per_group: 1 }
     }
 
     pub fn groups(&self, lowering: &Lowering, rows: usize) -> [u32; 3] {

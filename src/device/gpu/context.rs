@@ -3,6 +3,7 @@
 use super::adapter;
 use super::lowering::{Caps, Features, Shader};
 use super::pipeline_cache::PipelineCache;
+use super::tiles::Choices;
 use crate::{Error, Result};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,19 +28,21 @@ pub struct Options {
     pub rates: Option<(f64, f64)>,
     /// Choose kernels as for real hardware on a software device too: tests walk the paths that other GPUs take.
     pub as_hardware: bool,
+    /// The forms of kernels to use, in place of the table's.
+    pub choices: Option<Choices>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let all = Features { subgroups: true, f16: true, packed_dot: true, timestamps: true, pipeline_cache: true };
         Options {
             checked: false,
-            features: all,
+            features: Features::ALL,
             max_binding: None,
             max_workgroup_memory: None,
             seconds_per_dispatch: 0.1,
             rates: None,
             as_hardware: false,
+            choices: None,
         }
     }
 }
@@ -107,6 +110,7 @@ impl Context {
             label: Some("lynx-gpu"),
             required_features: adapter::required(adapter, &caps.features),
             required_limits: adapter.limits(),
+            experimental_features: adapter::experimental(&caps.features),
             // The plan decides what is allocated; the allocator should not keep more.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()

@@ -2,6 +2,7 @@
 //! every shader can be listed, validated and counted on a machine without a GPU.
 
 use super::shader;
+use super::tiles::{Choices, Class};
 use crate::device::{Call, Unsupported, Work};
 use crate::tensor::{DType, TensorType};
 use std::cell::Cell;
@@ -16,13 +17,29 @@ pub struct Features {
     pub f16: bool,
     /// `dot4I8Packed` runs in hardware.
     pub packed_dot: bool,
+    /// Matrices shared by a subgroup, f16 in and f32 out, 16 or 8 on a side (`Caps::cooperative_size`).
+    pub cooperative_matrix: bool,
     pub timestamps: bool,
     pub pipeline_cache: bool,
 }
 
 impl Features {
-    pub const NONE: Features =
-        Features { subgroups: false, f16: false, packed_dot: false, timestamps: false, pipeline_cache: false };
+    pub const NONE: Features = Features {
+        subgroups: false,
+        f16: false,
+        packed_dot: false,
+        cooperative_matrix: false,
+        timestamps: false,
+        pipeline_cache: false,
+    };
+    pub const ALL: Features = Features {
+        subgroups: true,
+        f16: true,
+        packed_dot: true,
+        cooperative_matrix: true,
+        timestamps: true,
+        pipeline_cache: true,
+    };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -61,6 +78,12 @@ pub struct Caps {
     pub subgroup_sizes: (u32, u32),
     /// A CPU pretending to be a GPU: barriers and workgroup memory are slow there.
     pub software: bool,
+    /// What the driver says the hardware is; see `Caps::class`.
+    pub class: Class,
+    /// Side of a cooperative matrix, 0 without the feature.
+    pub cooperative_size: u32,
+    /// What was measured to be best here, in place of the table's row.
+    pub tuned: Option<Choices>,
     /// Rough rates that cut work for the watchdog: FLOP/s and bytes/s.
     pub flops_per_second: f64,
     pub bytes_per_second: f64,
@@ -75,10 +98,30 @@ impl Caps {
         limits: Limits::WEBGPU,
         subgroup_sizes: (0, 0),
         software: false,
+        class: Class::Unknown,
+        cooperative_size: 0,
+        tuned: None,
         flops_per_second: 5e9,
         bytes_per_second: 5e9,
         seconds_per_dispatch: 0.1,
     };
+
+    /// The class that decides the shapes of kernels. A GPU of which only the subgroups are known is taken for a discrete one where
+    /// these are 32 or wider.
+    pub fn class(&self) -> Class {
+        match self.class {
+            _ if self.software => Class::Software,
+            Class::Unknown | Class::Software if self.features.subgroups && self.subgroup_sizes.0 >= 32 => {
+                Class::Discrete
+            }
+            Class::Software => Class::Unknown,
+            class => class,
+        }
+    }
+    /// Which form of each kernel this device is given.
+    pub fn choices(&self) -> Choices {
+        Choices::of(self)
+    }
 }
 
 /// Which memory a binding refers to, seen from the call.

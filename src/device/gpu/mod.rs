@@ -8,6 +8,7 @@ mod pipeline_cache;
 mod profile;
 mod runner;
 mod shader;
+pub mod tiles;
 mod twin;
 
 pub use context::{Context, Options};

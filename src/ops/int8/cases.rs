@@ -1,7 +1,7 @@
 //! Row lengths that are not whole words, groups that end inside a word, all-zero groups, operands over 1 MiB.
 
 use super::{Dequantize, MatmulQ8, MatmulQ8Q8, QuantizeRows};
-use crate::ops::matmul::{Epilogue, Tuning};
+use crate::ops::matmul::Epilogue;
 use crate::ops::{Case, Sample, Values};
 use crate::tensor::DType;
 use kernels_cpu::gemm::Activation;
@@ -79,8 +79,8 @@ const PRODUCTS: [[usize; 4]; 20] = [
 ];
 
 pub fn matmul_q8() -> Vec<Case> {
-    let case = |[m, n, k, group]: [usize; 4], epilogue: Epilogue, tuning: Tuning| {
-        let label = format!("m {m} n {n} k {k} groups of {group} {tuning:?}");
+    let case = |[m, n, k, group]: [usize; 4], epilogue: Epilogue| {
+        let label = format!("m {m} n {n} k {k} groups of {group}");
         let [q, scales] = weights(n, k, group);
         let mut operands = vec![Sample::normal(&[m, k]), q, scales];
         if epilogue.bias.is_some() {
@@ -89,20 +89,20 @@ pub fn matmul_q8() -> Vec<Case> {
         if epilogue.residual.is_some() {
             operands.push(Sample::normal(&[m, n]));
         }
-        Case::new(label, MatmulQ8 { group, epilogue, tuning }, operands)
+        Case::new(label, MatmulQ8 { group, epilogue }, operands)
     };
-    let mut cases: Vec<Case> = PRODUCTS.iter().map(|s| case(*s, Epilogue::default(), Tuning::Auto)).collect();
+    let mut cases: Vec<Case> = PRODUCTS.iter().map(|s| case(*s, Epilogue::default())).collect();
     for shape in [[3, 33, 129, 64], [1, 17, 30, 7], [17, 70, 45, 9], [65, 66, 128, 32], [9, 24, 3000, 3000]] {
-        cases.push(case(shape, Epilogue::default(), Tuning::Workgroup));
+        cases.push(case(shape, Epilogue::default()));
     }
-    cases.push(case([130, 129, 68, 64], Epilogue::default(), Tuning::Wide));
+    cases.push(case([130, 129, 68, 64], Epilogue::default()));
     for activation in [Activation::None, Activation::GeluErf] {
         for shape in [[2, 12, 40, 40], [18, 36, 24, 8]] {
-            cases.push(case(shape, Epilogue { bias: Some(3), activation, residual: Some(4) }, Tuning::Auto).ulps(32.0));
+            cases.push(case(shape, Epilogue { bias: Some(3), activation, residual: Some(4) }).ulps(32.0));
         }
     }
     let [q, scales] = weights(6, 10, 10);
-    let op = MatmulQ8 { group: 10, epilogue: Epilogue::default(), tuning: Tuning::Auto };
+    let op = MatmulQ8 { group: 10, epilogue: Epilogue::default() };
     cases.push(Case::new("x [2, 3, 10]", op, vec![Sample::normal(&[2, 3, 10]), q, scales]));
     cases
 }

@@ -7,7 +7,7 @@ use crate::device::gpu::{Buf, Lowering, Params};
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
 use crate::graph::{Gradient, Graph, Op, Value};
 use crate::ops::matmul::gpu::{self, Product, cut};
-use crate::ops::matmul::{Dims, Epilogue, Tuning, epilogue};
+use crate::ops::matmul::{Dims, Epilogue, epilogue};
 use crate::tensor::{DType, RefTensor, TensorType};
 use kernels_cpu::int8;
 use kernels_cpu::program::Program;
@@ -20,7 +20,6 @@ use std::sync::Arc;
 pub struct MatmulQ8 {
     pub group: usize,
     pub epilogue: Epilogue,
-    pub tuning: Tuning,
 }
 
 /// As `MatmulQ8` without an epilogue, with `x` quantised too, one scale a row, and products summed as integers:
@@ -95,8 +94,8 @@ impl Kernel for MatmulQ8 {
 
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
         let dims = dims(&lowering.input(0).shape, &lowering.input(1).shape);
-        let MatmulQ8 { group, epilogue, tuning } = *self;
-        let product = Product { dims, trans_a: false, trans_b: true, epilogue, tuning, group: Some(group) };
+        let MatmulQ8 { group, epilogue } = *self;
+        let product = Product { dims, trans_a: false, trans_b: true, epilogue, group: Some(group) };
         gpu::lower(&product, lowering)
     }
 }
@@ -255,7 +254,7 @@ impl Op for MatmulQ8Q8 {
 impl Graph {
     /// `x` [.., K] times the transpose of int8 weights `q` [N, K] with `scales` [N, ceil(K / group)]: [.., N].
     pub fn matmul_q8(&mut self, x: Value, q: Value, scales: Value, group: usize) -> Result<Value> {
-        let op = MatmulQ8 { group, epilogue: Epilogue::default(), tuning: Tuning::Auto };
+        let op = MatmulQ8 { group, epilogue: Epilogue::default() };
         self.apply1(op, &[x, q, scales])
     }
     /// As `matmul_q8`, with `x` quantised to int8 row by row and integer sums.

@@ -1,6 +1,6 @@
 //! Shapes that exercise every kernel: 1, primes, one over and under a tile, long sums, operands over 1 MiB.
 
-use super::{Epilogue, Matmul, Tuning};
+use super::{Epilogue, Matmul};
 use crate::ops::{Case, Sample};
 use crate::tensor::DType;
 use kernels_cpu::gemm::Activation;
@@ -12,8 +12,7 @@ fn stored(lead: &[usize], rows: usize, columns: usize, transposed: bool) -> Samp
 
 fn case(a_lead: &[usize], b_lead: &[usize], [m, n, k]: [usize; 3], op: Matmul) -> Case {
     let flags = format!("{}{}", if op.trans_a { " ta" } else { "" }, if op.trans_b { " tb" } else { "" });
-    let tuning = if op.tuning == Tuning::Auto { String::new() } else { format!(" {:?}", op.tuning) };
-    let label = format!("{a_lead:?} x {b_lead:?} m {m} n {n} k {k}{flags}{tuning}");
+    let label = format!("{a_lead:?} x {b_lead:?} m {m} n {n} k {k}{flags}");
     let operands = vec![stored(a_lead, m, k, op.trans_a), stored(b_lead, k, n, op.trans_b)];
     Case::new(label, op, operands)
 }
@@ -29,19 +28,16 @@ pub fn cases() -> Vec<Case> {
             cases.push(case(&[], &[], *shape, Matmul::new(ta, tb)));
         }
         for shape in [[1, 17, 33], [3, 68, 132], [33, 4, 20], [65, 66, 17], [64, 128, 36], [6, 9, 300]] {
-            let op = Matmul { tuning: Tuning::Workgroup, ..Matmul::new(ta, tb) };
-            cases.push(case(&[], &[], shape, op));
+            cases.push(case(&[], &[], shape, Matmul::new(ta, tb)));
         }
         for shape in [[129, 65, 33], [128, 132, 44]] {
-            let op = Matmul { tuning: Tuning::Wide, ..Matmul::new(ta, tb) };
-            cases.push(case(&[], &[], shape, op));
+            cases.push(case(&[], &[], shape, Matmul::new(ta, tb)));
         }
         for (a, b) in [(&[2][..], &[2][..]), (&[2, 3], &[2, 3]), (&[6], &[]), (&[], &[2])] {
             cases.push(case(a, b, [5, 7, 3], Matmul::new(ta, tb)));
         }
         cases.push(case(&[2, 3], &[2, 3], [2, 20, 16], Matmul::new(ta, tb)));
-        let op = Matmul { tuning: Tuning::Workgroup, ..Matmul::new(ta, tb) };
-        cases.push(case(&[3], &[3], [66, 12, 8], op));
+        cases.push(case(&[3], &[3], [66, 12, 8], Matmul::new(ta, tb)));
         // No terms: zeros.
         cases.push(case(&[], &[], [5, 8, 0], Matmul::new(ta, tb)));
         cases.push(case(&[], &[], [2, 8, 0], Matmul::new(ta, tb)));
@@ -55,8 +51,7 @@ pub fn cases() -> Vec<Case> {
     cases.push(case(&[40], &[40], [90, 80, 6], Matmul::new(false, true)));
     // Sums long enough to be split, as in gradients of weights.
     cases.push(case(&[], &[], [20, 24, 3000], Matmul::new(true, false)));
-    let split = Matmul { tuning: Tuning::Workgroup, ..Matmul::new(true, false) };
-    cases.push(case(&[], &[], [20, 23, 3001], split));
+    cases.push(case(&[], &[], [20, 23, 3001], Matmul::new(true, false)));
     cases.push(case(&[2], &[2], [7, 8, 1500], Matmul::new(false, true)));
     cases.extend(epilogues());
     cases.extend(halves());
@@ -105,9 +100,9 @@ fn epilogues() -> Vec<Case> {
             if epilogue.is_none() {
                 continue;
             }
-            let mut push = |tuning, [m, n, k]: [usize; 3], lead: &[usize]| {
+            let mut push = |[m, n, k]: [usize; 3], lead: &[usize]| {
                 let tb = activation == Activation::Silu;
-                let op = Matmul { epilogue, tuning, ..Matmul::new(false, tb) };
+                let op = Matmul { epilogue, ..Matmul::new(false, tb) };
                 let mut c = case(lead, lead, [m, n, k], op);
                 c.label += &format!(" {activation:?} bias {bias} residual {residual}");
                 if bias {
@@ -119,17 +114,17 @@ fn epilogues() -> Vec<Case> {
                 // The activations use exp, for which WGSL allows 3 + 2 |x| ulp.
                 cases.push(c.ulps(if activation == Activation::None { 4.0 } else { 32.0 }));
             };
-            push(Tuning::Auto, [18, 36, 12], &[]);
-            push(Tuning::Auto, [3, 9, 16], &[]);
+            push([18, 36, 12], &[]);
+            push([3, 9, 16], &[]);
             if bias {
-                push(Tuning::Workgroup, [18, 35, 12], &[]);
-                push(Tuning::Auto, [5, 9, 7], &[2]);
+                push([18, 35, 12], &[]);
+                push([5, 9, 7], &[2]);
             }
             if bias && residual && activation == Activation::GeluTanh {
-                push(Tuning::Auto, [9, 2, 5], &[]);
-                push(Tuning::Workgroup, [17, 20, 1100], &[]);
-                push(Tuning::Auto, [1100, 257, 5], &[]);
-                push(Tuning::Auto, [6, 8, 0], &[]);
+                push([9, 2, 5], &[]);
+                push([17, 20, 1100], &[]);
+                push([1100, 257, 5], &[]);
+                push([6, 8, 0], &[]);
             }
         }
     }

@@ -1,70 +1,50 @@
 //! Which kernel computes a product on a GPU, and how the product is cut where operands exceed a binding or a dispatch its time.
 
-use super::{Dims, Epilogue, Tuning};
+use super::{Dims, Epilogue};
 use crate::device::Unsupported;
+use crate::device::gpu::tiles::{GemvForm, MatmulForm};
 use crate::device::gpu::{Bind, Buf, Caps, Lowering, Params};
 use kernels_cpu::gemm::Activation;
 use minijinja::value::merge_maps;
 use minijinja::{Value, context};
 use std::ops::Range;
 
-/// Products with at most this many rows (or columns) are bound by reading the other operand once.
-const GEMV_MAX_ROWS: usize = 4;
-/// Splitting a sum pays when there are fewer tiles than this; a real GPU has that many places to run workgroups.
-const BUSY_TILES: usize = 128;
-const BUSY_TILES_SOFTWARE: usize = 8;
-/// Shorter sums are not split.
-const MIN_SPLIT: usize = 256;
-/// Wide tiles need this many of themselves to keep a GPU busy.
-const MIN_WIDE_TILES: usize = 96;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
-    /// Registers only.
-    Direct,
-    /// Registers, and rows of A shared within a subgroup of exactly so many lanes.
-    Subgroup(usize),
-    /// Workgroup memory; tiles of 64 or (wide) 128 squared.
-    Tiled { wide: bool },
+    Tiles(MatmulForm),
     /// At most four rows, or (`transposed`) columns.
-    Gemv { transposed: bool },
+    Gemv {
+        transposed: bool,
+    },
 }
 
 impl Variant {
     fn choose(op: &Product, caps: &Caps) -> Self {
-        let (tuning, d) = (op.tuning, &op.dims);
-        let software = caps.software && tuning == Tuning::Auto;
-        if d.m <= GEMV_MAX_ROWS || d.n <= GEMV_MAX_ROWS && op.group.is_none() {
-            return Variant::Gemv { transposed: d.m > GEMV_MAX_ROWS };
+        let (choices, d) = (caps.choices(), &op.dims);
+        if d.m <= choices.gemv_rows || d.n <= choices.gemv_rows && op.group.is_none() {
+            return Variant::Gemv { transposed: d.m > choices.gemv_rows };
         }
-        if software {
-            let (least, most) = caps.subgroup_sizes;
-            let lanes = most as usize;
-            // The tile is wide: where more than half of it would lie beyond the edge, registers alone are faster.
-            let used = 2 * d.n >= d.n.next_multiple_of((8 * lanes).max(1));
-            let fits = caps.features.subgroups && least == most && matches!(lanes, 4 | 8 | 16);
-            return if fits && used { Variant::Subgroup(lanes) } else { Variant::Direct };
+        let (rows, columns) = choices.matmul.tile(caps);
+        let tiles = d.batch * d.m.div_ceil(rows.max(1)) * d.n.div_ceil(columns.max(1));
+        let mut form = if tiles >= choices.large_tiles { choices.matmul } else { choices.matmul_small };
+        if op.group.is_some() && form == MatmulForm::Cooperative {
+            form = MatmulForm::Tiled64; // int8 weights have kernels of their own
         }
-        // 64 sums an invocation need the registers of a GPU whose subgroups are 32 or more wide.
-        let tiles = d.batch * d.m.div_ceil(128) * d.n.div_ceil(128);
-        let room = caps.features.subgroups && caps.subgroup_sizes.0 >= 32;
-        let wide = tuning == Tuning::Wide || tuning == Tuning::Auto && room && tiles >= MIN_WIDE_TILES;
-        Variant::Tiled { wide }
+        if !form.fits(caps) {
+            form = MatmulForm::Direct;
+        }
+        // The tile is wide: where more than half of it would lie beyond the edge, registers alone are faster.
+        if form == MatmulForm::Subgroup && 2 * d.n < d.n.next_multiple_of(columns) {
+            form = MatmulForm::Direct;
+        }
+        Variant::Tiles(form)
     }
 
     /// Rows and columns of a tile.
-    fn tile(self) -> (usize, usize) {
+    fn tile(self, caps: &Caps) -> (usize, usize) {
         match self {
-            Variant::Direct => (8, 8),
-            Variant::Subgroup(lanes) => (16, 8 * lanes),
-            Variant::Tiled { wide } => {
-                if wide {
-                    (128, 128)
-                } else {
-                    (64, 64)
-                }
-            }
-            Variant::Gemv { .. } => (GEMV_MAX_ROWS, 64),
+            Variant::Tiles(form) => form.tile(caps),
+            Variant::Gemv { .. } => (4, 64),
         }
     }
 }
@@ -88,7 +68,6 @@ pub(in crate::ops) struct Product {
     pub trans_a: bool,
     pub trans_b: bool,
     pub epilogue: Epilogue,
-    pub tuning: Tuning,
     /// Input 1 is int8, transposed and a single matrix; input 2 has a scale for every so many of its terms.
     pub group: Option<usize>,
 }
@@ -138,7 +117,7 @@ impl Lower<'_> {
             return Ok(cuts.into_iter().map(part).collect());
         }
         let limit = l.caps.limits.max_binding;
-        let (rows, columns) = self.variant.tile();
+        let (rows, columns) = self.variant.tile(l.caps);
         let row = [bytes(n), bytes(n * residual), bytes(if ta { 0 } else { k })];
         let m_cuts = cut(l, m, rows, &row, flops(n * k))?;
         let (line, scales) = match self.op.group {
@@ -237,11 +216,10 @@ impl Lower<'_> {
     fn split(&mut self, l: &mut Lowering, part: &Part, tiles: usize) -> Option<(usize, usize)> {
         let k = part.k.len();
         let whole = part.n.len() == self.d.n && !matches!(self.variant, Variant::Gemv { .. });
-        let software = matches!(self.variant, Variant::Direct | Variant::Subgroup(_));
-        let busy = if software { BUSY_TILES_SOFTWARE } else { BUSY_TILES };
+        let choices = l.caps.choices();
         let result = 4 * self.rows(part).len() as u64;
         let room = self.scratch.map_or(l.caps.limits.max_binding, |(_, bytes)| bytes) / result.max(1);
-        let ways = (busy / tiles.max(1)).min(k / MIN_SPLIT).min(room as usize);
+        let ways = (choices.split_tiles / tiles.max(1)).min(k / choices.split_terms).min(room as usize);
         if !whole || ways < 2 {
             return None;
         }
@@ -258,12 +236,13 @@ impl Lower<'_> {
     }
 
     fn part(&mut self, l: &mut Lowering, part: &Part) -> Result<(), Unsupported> {
-        if let Variant::Gemv { transposed } = self.variant {
-            return self.gemv(l, part, transposed);
-        }
+        let form = match self.variant {
+            Variant::Gemv { transposed } => return self.gemv(l, part, transposed),
+            Variant::Tiles(form) => form,
+        };
         let (mut a, b) = self.matrices(l, part);
         let batch = part.batch.len();
-        let (tile_rows, tile_columns) = self.variant.tile();
+        let (tile_rows, tile_columns) = self.variant.tile(l.caps);
         let (m, n, k) = (part.m.len(), part.n.len(), part.k.len());
         let tiles_n = n.div_ceil(tile_columns);
         let tiles = m.div_ceil(tile_rows) * tiles_n;
@@ -275,9 +254,10 @@ impl Lower<'_> {
             _ => l.write_part(Buf::Out(0), 4 * rows.start as u64..4 * rows.end as u64),
         };
         let (extra, epilogue) = self.epilogue(l, part, split.is_none() && part.last);
-        let by_row = !b.trans || !matches!(self.variant, Variant::Tiled { .. });
+        let tiled = matches!(form, MatmulForm::Tiled64 | MatmulForm::Tiled128);
+        let by_row = !b.trans || !tiled;
         let cv = self.d.n.is_multiple_of(4) && by_row;
-        if matches!(self.variant, Variant::Subgroup(_)) && a.trans {
+        if form == MatmulForm::Subgroup && a.trans {
             a.quads = false; // each lane reads a row of its own
         }
         let (scales, groups, quantised) = self.quantised(l, part);
@@ -288,24 +268,22 @@ impl Lower<'_> {
         let accumulate = usize::from(part.accumulate && split.is_none());
         let params = params.u32(tiles_n).u32(tiles).u32(count).u32(terms).u32(rows.len()).u32(accumulate).u32(groups);
         let binds = [&[target, a.bind, b.bind][..], &scales, &extra].concat();
-        match self.variant {
-            Variant::Tiled { wide } => {
-                let variables =
-                    merge_maps([context! { wide => if wide { 2 } else { 1 } }, common, quantised, epilogue]);
-                let label = if wide { "matmul/tiled128" } else { "matmul/tiled64" };
-                l.dispatch(label, crate::shader!("matmul_tiled.wgsl"), variables, &binds, params, l.line(count))?;
+        let lanes = if form == MatmulForm::Subgroup { l.caps.subgroup_sizes.1 } else { 0 };
+        let (label, template, own, groups) = match form {
+            MatmulForm::Direct | MatmulForm::Subgroup => {
+                let (label, groups) =
+                    if lanes == 0 { ("matmul/direct", count.div_ceil(16)) } else { ("matmul/subgroup", count) };
+                (label, crate::shader!("matmul_direct.wgsl"), context! { lanes }, groups)
             }
-            Variant::Subgroup(lanes) => {
-                let variables = merge_maps([context! { lanes }, common, quantised, epilogue]);
-                let template = crate::shader!("matmul_direct.wgsl");
-                l.dispatch("matmul/subgroup", template, variables, &binds, params, l.line(count))?;
+            MatmulForm::Tiled128 => {
+                ("matmul/tiled128", crate::shader!("matmul_tiled.wgsl"), context! { wide => 2 }, count)
             }
-            _ => {
-                let variables = merge_maps([context! { lanes => 0 }, common, quantised, epilogue]);
-                let template = crate::shader!("matmul_direct.wgsl");
-                l.dispatch("matmul/direct", template, variables, &binds, params, l.line(count.div_ceil(16)))?;
+            MatmulForm::Tiled64 | MatmulForm::Cooperative => {
+                ("matmul/tiled64", crate::shader!("matmul_tiled.wgsl"), context! { wide => 1 }, count)
             }
-        }
+        };
+        let variables = merge_maps([own, common, quantised, epilogue]);
+        l.dispatch(label, template, variables, &binds, params, l.line(groups))?;
         if split.is_some() { self.reduce(l, part, ways) } else { Ok(()) }
     }
 
@@ -336,15 +314,14 @@ impl Lower<'_> {
             (a, b) = (Matrix { trans: !b.trans, ..b }, Matrix { trans: !a.trans, ..a });
             (m, n) = (n, m);
         }
-        let software = l.caps.software && self.op.tuning == Tuning::Auto;
         let subgroups = b.trans && l.caps.features.subgroups;
         // Invocations that share a column (or quad of columns), and how many of those a workgroup computes.
-        let (slices, columns) = match (b.trans, software) {
-            (true, true) if subgroups => (8, 8),
-            (_, true) => (1, 16),
-            (true, false) if subgroups => (32, 8),
-            (true, false) => (16, 4),
-            (false, false) => (32, 8),
+        let (slices, columns) = match (l.caps.choices().gemv, b.trans) {
+            (GemvForm::Lone, true) if subgroups => (8, 8),
+            (GemvForm::Lone, _) => (1, 16),
+            (GemvForm::Team64, true) if !subgroups => (16, 4),
+            (GemvForm::Team64, _) => (8, 8),
+            (GemvForm::Team256, _) => (32, 8),
         };
         let tiles = n.div_ceil(if b.trans { columns } else { 4 * columns });
         let batch = part.batch.len();

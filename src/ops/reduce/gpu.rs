@@ -13,11 +13,6 @@ const COLUMN_BLOCK: usize = 32;
 const ROW_BLOCK: usize = 4096;
 const MANY_ROWS: usize = 256;
 
-/// How many invocations keep the device busy in a column reduction.
-fn wanted(lowering: &Lowering) -> usize {
-    if lowering.caps.software { 512 } else { 16384 }
-}
-
 /// Reduces the middle axis of `src` [outer, length, inner] into `dst` [outer, inner]; both f32.
 pub fn lower(
     lowering: &mut Lowering,
@@ -64,7 +59,7 @@ pub fn lower(
 /// Rows of one block of a column reduction [outer, length, inner].
 pub fn column_block(lowering: &Lowering, outer: usize, length: usize, inner: usize) -> Result<usize, Unsupported> {
     let limits = &lowering.caps.limits;
-    let threads = wanted(lowering);
+    let threads = lowering.caps.choices().busy_invocations;
     let columns = inner / lanes(inner);
     let even = (length * outer * columns).div_ceil(threads);
     let most = (limits.max_binding.saturating_sub(limits.offset_alignment) / (inner as u64 * 4)) as usize;
