@@ -64,7 +64,8 @@ struct Met {
 }
 
 fn capabilities(subgroups: bool, f16: bool) -> Capabilities {
-    let mut c = Capabilities::empty();
+    // `unpack2x16float`: part of WGSL, on every native backend.
+    let mut c = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     c.set(Capabilities::SUBGROUP, subgroups);
     c.set(Capabilities::SHADER_FLOAT16, f16);
     c
