@@ -26,6 +26,7 @@ pub mod math;
 pub mod movement;
 pub mod norm;
 pub mod optim;
+pub mod peak;
 pub mod philox;
 pub mod pointwise;
 mod pointwise_ops;

@@ -104,11 +104,16 @@ pub enum Access {
     Copy,
     /// `a = b + s c`: two reads, one write.
     Triad,
+    /// `a = a + s b`: two reads, one write of what was read.
+    Update,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPoint {
     pub access: Access,
+    /// With non-temporal stores, which do not read a line before they write it (CPU).
+    #[serde(default)]
+    pub streaming: bool,
     /// Bytes of all arrays together.
     pub working_set: u64,
     /// bytes/s; reads and writes both count, write-allocation does not.

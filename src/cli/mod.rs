@@ -1,5 +1,6 @@
 //! The command line: one file per command. A command parses, calls the library and prints; it holds no mathematics.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod completions;
 pub mod data;
@@ -41,6 +42,8 @@ pub enum Command {
     Tokenizer(tokenizer::Args),
     /// Check every operator on this machine's devices against the f64 reference
     Verify(verify::Args),
+    /// Measure this machine: ceilings and kernels under them (--roofline), or tokens per second of a model
+    Bench(bench::Args),
     /// Shell completions and manual pages
     Completions(completions::Args),
 }
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Data(args) => data::run(args, cli.json),
         Command::Devices(args) => devices::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
+        Command::Bench(args) => bench::run(args, cli.json),
         Command::Verify(args) => verify::run(args, cli.json),
     };
     match result {

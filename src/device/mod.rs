@@ -8,6 +8,7 @@ pub mod host;
 pub mod kernel;
 pub mod probe;
 pub mod reference;
+pub mod roof;
 pub mod work;
 
 pub use kernel::{CpuCall, Kernel, Unsupported};

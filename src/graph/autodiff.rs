@@ -45,14 +45,32 @@ impl Graph {
             let (name, ty) = (self.name(loss), self.ty(loss));
             return Err(Error::Graph(format!("gradients need an f32 scalar loss; '{name}' is {ty}")));
         }
-        let active = self.active(wrt);
-        let mut grads: HashMap<Value, Value> = HashMap::new();
         let one = HostTensor::f32(self.shape(loss), vec![1.0]);
         let seed = self.constant(one);
-        grads.insert(loss, seed);
+        self.vector_jacobian(&[(loss, seed)], wrt)
+    }
+
+    /// Appends nodes that compute, for every `v` in `wrt`, the sum over the pairs (value, its gradient) of that gradient times
+    /// d value / d `v`. A gradient has the type of its value.
+    pub fn vector_jacobian(&mut self, seeds: &[(Value, Value)], wrt: &[Value]) -> Result<Vec<Value>> {
+        let active = self.active(wrt);
+        let mut grads: HashMap<Value, Value> = HashMap::new();
+        for &(value, gradient) in seeds {
+            let (want, have) = (self.ty(value), self.ty(gradient));
+            if want != have {
+                let name = self.name(value);
+                return Err(Error::Graph(format!("the gradient given for '{name}' is {have}, the value is {want}")));
+            }
+            let sum = match grads.get(&value) {
+                Some(&before) => self.add(before, gradient)?,
+                None => gradient,
+            };
+            grads.insert(value, sum);
+        }
+        let last = seeds.iter().map(|(value, _)| value.node + 1).max().unwrap_or(0);
 
         let scope = std::mem::take(&mut self.scope);
-        for node in (0..=loss.node).rev() {
+        for node in (0..last).rev() {
             let Kind::Op(op) = self.nodes[node as usize].kind.clone() else { continue };
             let (inputs, count, name) = {
                 let n = &self.nodes[node as usize];

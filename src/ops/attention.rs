@@ -283,7 +283,33 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("attention", cases)]
+    vec![Spec::new("attention", cases).timed(sizes)]
+}
+
+/// The presets' layers, and 64 to 4096 tokens; decoding one token with so many before it.
+pub(super) fn timed_settings() -> Vec<Setting> {
+    // [B, Tq, Tk, H, Hkv, D]
+    let sizes = [
+        [8, 256, 256, 6, 6, 64],
+        [12, 64, 64, 4, 4, 32],
+        [8, 32, 32, 4, 4, 16],
+        [1, 1, 1024, 12, 12, 64],
+        [1, 64, 64, 12, 12, 64],
+        [1, 512, 512, 12, 4, 64],
+        [1, 1024, 1024, 12, 12, 64],
+        [1, 4096, 4096, 12, 12, 64],
+    ];
+    let setting = |size: [usize; 6]| {
+        let [b, tq, tk, h, hkv, d] = size;
+        let label = format!("B {b} Tq {tq} Tk {tk} H {h}/{hkv} D {d} causal");
+        let op = Attention { causal: true, window: None, scale: 1.0 / (d as f32).sqrt() };
+        Setting { label, op, size, range: None, deviation: 1.0 }
+    };
+    sizes.into_iter().map(setting).collect()
+}
+
+fn sizes() -> Vec<Case> {
+    timed_settings().into_iter().map(|s| Case::new(s.label.clone(), s.op, s.operands())).collect()
 }
 
 /// An attention and its operands: (label, operator, [B, Tq, Tk, H, Hkv, D], key range, deviation of q and k).

@@ -116,20 +116,25 @@ impl Op for AttentionGrad {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("attention_grad", cases)]
+    vec![Spec::new("attention_grad", cases).timed(sizes)]
+}
+
+fn case(s: super::attention::Setting) -> Case {
+    let [b, tq, _, h, _, d] = s.size;
+    let mut inputs = s.operands();
+    // Any lse is a legal operand; these keep the probabilities below one.
+    let scores = s.deviation * s.deviation;
+    let lse = Values::Uniform(4.0 * scores, 6.0 * scores);
+    inputs.extend([Sample::normal(&[b, tq, h, d]), Sample::new(&[b, h, tq], lse), Sample::normal(&[b, tq, h, d])]);
+    inputs.extend(s.range_operand());
+    Case::new(s.label, AttentionGrad(s.op), inputs).ulps(EXP_ULPS).forward_only()
+}
+
+fn sizes() -> Vec<Case> {
+    super::attention::timed_settings().into_iter().map(case).collect()
 }
 
 fn cases() -> Vec<Case> {
-    let case = |s: super::attention::Setting| {
-        let [b, tq, _, h, _, d] = s.size;
-        let mut inputs = s.operands();
-        // Any lse is a legal operand; these keep the probabilities below one.
-        let scores = s.deviation * s.deviation;
-        let lse = Values::Uniform(4.0 * scores, 6.0 * scores);
-        inputs.extend([Sample::normal(&[b, tq, h, d]), Sample::new(&[b, h, tq], lse), Sample::normal(&[b, tq, h, d])]);
-        inputs.extend(s.range_operand());
-        Case::new(s.label, AttentionGrad(s.op), inputs).ulps(EXP_ULPS).forward_only()
-    };
     // Attention's own cases check the gradient against differences; these feed it operands no attention made. With huge scores
     // the two are one: only a consistent lse keeps probabilities finite.
     settings().into_iter().filter(|s| s.deviation == 1.0).map(case).collect()

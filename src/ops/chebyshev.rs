@@ -399,8 +399,19 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("chebyshev", forward_cases), Spec::new("chebyshev_grad", gradient_cases)]
+    vec![
+        Spec::new("chebyshev", forward_cases).timed(|| forward(TIMED)),
+        Spec::new("chebyshev_grad", gradient_cases).timed(|| gradient(TIMED)),
+    ]
 }
+
+const TIMED: &[(Terms, [usize; 3], usize)] = &[
+    (Terms::Path, [8, 256, 64], 8),
+    (Terms::Bank { reverse: false }, [8, 256, 64], 8),
+    (Terms::Matrix { transpose: false }, [8, 256, 64], 8),
+    (Terms::Path, [8, 1024, 256], 16),
+    (Terms::Bank { reverse: false }, [8, 1024, 256], 16),
+];
 
 const SHAPES: &[([usize; 3], usize)] = &[
     ([1, 1, 1], 0),
@@ -439,11 +450,11 @@ fn operand(terms: Terms, [_, t, c]: [usize; 3]) -> Option<Sample> {
     }
 }
 
-/// `small` shapes for every kind of terms, and with `large` those above 1 MiB.
-fn each(large: bool, make: impl Fn(Terms, [usize; 3], usize) -> Case) -> Vec<Case> {
-    let small = TERMS.iter().flat_map(|t| SHAPES.iter().map(|(s, order)| (*t, *s, *order)));
-    let large = LARGE.iter().copied().filter(|_| large);
-    small.chain(large).map(|(terms, s, order)| make(terms, s, order).ulps(ulps(terms, order))).collect()
+type Shapes<'a> = &'a [(Terms, [usize; 3], usize)];
+
+/// The small shapes for every kind of terms.
+fn small() -> Vec<(Terms, [usize; 3], usize)> {
+    TERMS.iter().flat_map(|t| SHAPES.iter().map(|(s, order)| (*t, *s, *order))).collect()
 }
 
 /// The path's entries -1/sqrt(2) are rounded once, and |T_k'| reaches k^2 at the ends of the spectrum (Markov), where a
@@ -453,20 +464,32 @@ fn ulps(terms: Terms, order: usize) -> f64 {
 }
 
 fn forward_cases() -> Vec<Case> {
-    each(true, |terms, s, order| {
+    [forward(&small()), forward(LARGE)].concat()
+}
+
+fn forward(shapes: Shapes) -> Vec<Case> {
+    let case = |&(terms, s, order): &(Terms, [usize; 3], usize)| {
         let mut inputs = vec![Sample::normal(&s), Sample::new(&[s[2], order + 1], Values::Normal(0.5))];
         inputs.extend(operand(terms, s));
-        Case::new(format!("{terms:?} {s:?} order {order}"), Chebyshev { terms, order }, inputs)
-    })
+        let label = format!("{terms:?} {s:?} order {order}");
+        Case::new(label, Chebyshev { terms, order }, inputs).ulps(ulps(terms, order))
+    };
+    shapes.iter().map(case).collect()
 }
 
 fn gradient_cases() -> Vec<Case> {
-    each(false, |terms, s, order| {
+    gradient(&small())
+}
+
+fn gradient(shapes: Shapes) -> Vec<Case> {
+    let case = |&(terms, s, order): &(Terms, [usize; 3], usize)| {
         let mut inputs = vec![Sample::normal(&s), Sample::normal(&s)];
         inputs.extend(operand(terms, s));
         if matches!(terms, Terms::Bank { .. }) {
             inputs.push(Sample::new(&[s[2], order + 1], Values::Normal(0.5)));
         }
-        Case::new(format!("{terms:?} {s:?} order {order}"), ChebyshevGrad { terms, order }, inputs).forward_only()
-    })
+        let label = format!("{terms:?} {s:?} order {order}");
+        Case::new(label, ChebyshevGrad { terms, order }, inputs).ulps(ulps(terms, order)).forward_only()
+    };
+    shapes.iter().map(case).collect()
 }

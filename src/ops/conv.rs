@@ -232,7 +232,21 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("causal_conv", cases), Spec::new("causal_conv_weight_grad", weight_grad_cases)]
+    vec![
+        Spec::new("causal_conv", cases).timed(sizes),
+        Spec::new("causal_conv_weight_grad", weight_grad_cases).timed(|| TIMED.iter().map(weight_grad_case).collect()),
+    ]
+}
+
+/// (x, taps)
+const TIMED: [([usize; 3], usize); 2] = [([8, 256, 384], 4), ([8, 2048, 1024], 4)];
+
+fn sizes() -> Vec<Case> {
+    let case = |(x, taps): ([usize; 3], usize)| {
+        let inputs = vec![Sample::normal(&x), Sample::normal(&[x[2], taps]), Sample::normal(&[x[2]])];
+        Case::new(format!("{x:?} {taps} taps bias"), CausalConv { reverse: false }, inputs)
+    };
+    TIMED.map(case).into()
 }
 
 /// (x, taps)
@@ -262,10 +276,11 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+fn weight_grad_case(&(x, taps): &([usize; 3], usize)) -> Case {
+    let operands = vec![Sample::normal(&x), Sample::normal(&x)];
+    Case::new(format!("{x:?} {taps} taps"), CausalConvWeightGrad { taps }, operands).cotangents(&[0, 1])
+}
+
 fn weight_grad_cases() -> Vec<Case> {
-    let case = |&(x, taps): &([usize; 3], usize)| {
-        let operands = vec![Sample::normal(&x), Sample::normal(&x)];
-        Case::new(format!("{x:?} {taps} taps"), CausalConvWeightGrad { taps }, operands).cotangents(&[0, 1])
-    };
-    SHAPES.iter().map(case).collect()
+    SHAPES.iter().map(weight_grad_case).collect()
 }

@@ -194,7 +194,19 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("cross_entropy", cases), Spec::new("cross_entropy_grad", grad_cases)]
+    vec![
+        Spec::new("cross_entropy", cases).timed(sizes),
+        Spec::new("cross_entropy_grad", grad_cases).timed(|| TIMED.map(|s| grad_case(s, 1.0)).into()),
+    ]
+}
+
+const TIMED: [&[usize]; 4] = [&[2048, 65], &[2048, 600], &[256, 50_257], &[768, 65]];
+
+fn sizes() -> Vec<Case> {
+    let case = |shape: &[usize]| {
+        Case::new(format!("{shape:?}"), CrossEntropy, inputs(shape, Values::Normal(2.0), Values::Int(0, 0)))
+    };
+    TIMED.map(case).into()
 }
 
 /// WGSL grants exp(x) an error of 3 + 2|x| ulp; relative to the largest exponential of a row that is at most 3 for each term, and for
@@ -235,16 +247,17 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+fn grad_case(shape: &[usize], spread: f64) -> Case {
+    let mut inputs = inputs(shape, Values::Normal(spread), Values::Int(-2, 0));
+    let lead = shape[..shape.len() - 1].to_vec();
+    // lse of so many normal logits, about; the operator takes it as it is.
+    let lse = (shape[shape.len() - 1] as f64).ln() + spread;
+    inputs.extend([Sample::new(&lead, Values::Uniform(lse, lse + 1.0)), Sample::normal(&lead)]);
+    Case::new(format!("{shape:?} spread {spread}"), CrossEntropyGrad, inputs).ulps(ULPS).forward_only()
+}
+
 fn grad_cases() -> Vec<Case> {
-    let case = |shape: &[usize], spread: f64| {
-        let mut inputs = inputs(shape, Values::Normal(spread), Values::Int(-2, 0));
-        let lead = shape[..shape.len() - 1].to_vec();
-        // lse of so many normal logits, about; the operator takes it as it is.
-        let lse = (shape[shape.len() - 1] as f64).ln() + spread;
-        inputs.extend([Sample::new(&lead, Values::Uniform(lse, lse + 1.0)), Sample::normal(&lead)]);
-        Case::new(format!("{shape:?} spread {spread}"), CrossEntropyGrad, inputs).ulps(ULPS).forward_only()
-    };
-    SHAPES.iter().map(|s| case(s, 1.0)).collect()
+    SHAPES.iter().map(|s| grad_case(s, 1.0)).collect()
 }
 
 #[cfg(test)]

@@ -106,7 +106,14 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("dropout", cases)]
+    vec![Spec::new("dropout", cases).timed(sizes)]
+}
+
+fn sizes() -> Vec<Case> {
+    let case = |shape: &[usize]| {
+        Case::new(format!("{shape:?}"), Dropout { p: 0.2, stream: 1 }, vec![Sample::normal(shape), state([42, 0, 1])])
+    };
+    vec![case(&[2048, 384]), case(&[4096, 4096])]
 }
 
 fn state(words: [u32; 3]) -> Sample {

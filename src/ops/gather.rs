@@ -221,7 +221,21 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("embedding", embedding_cases), Spec::new("scatter_add_rows", scatter_cases)]
+    vec![
+        Spec::new("embedding", embedding_cases).timed(|| TIMED.iter().map(embedding_case).collect()),
+        Spec::new("scatter_add_rows", scatter_cases).timed(scatter_sizes),
+    ]
+}
+
+/// The presets' tables, and a vocabulary of GPT-2's size.
+const TIMED: &[(usize, usize, &[usize])] = &[(65, 384, &[2048]), (50_257, 768, &[4096]), (64, 64, &[256])];
+
+fn scatter_sizes() -> Vec<Case> {
+    let case = |&(v, d, ids): &(usize, usize, &[usize])| {
+        let operands = vec![Sample::ints(ids, 0, v as i64), Sample::normal(&[ids, &[d]].concat())];
+        Case::new(format!("{ids:?} into [{v},{d}]"), ScatterAddRows { rows: v }, operands)
+    };
+    TIMED.iter().map(case).collect()
 }
 
 /// (V, D, shape of ids)
@@ -237,12 +251,13 @@ const SHAPES: &[(usize, usize, &[usize])] = &[
     (50257, 4, &[600]),
 ];
 
+fn embedding_case(&(v, d, ids): &(usize, usize, &[usize])) -> Case {
+    let inputs = vec![Sample::normal(&[v, d]), Sample::ints(ids, 0, v as i64)];
+    Case::new(format!("[{v},{d}] by {ids:?}"), Embedding, inputs)
+}
+
 fn embedding_cases() -> Vec<Case> {
-    let case = |&(v, d, ids): &(usize, usize, &[usize])| {
-        let inputs = vec![Sample::normal(&[v, d]), Sample::ints(ids, 0, v as i64)];
-        Case::new(format!("[{v},{d}] by {ids:?}"), Embedding, inputs)
-    };
-    SHAPES.iter().map(case).collect()
+    SHAPES.iter().map(embedding_case).collect()
 }
 
 fn scatter_cases() -> Vec<Case> {

@@ -37,9 +37,9 @@ fn scales_shape(values: &[usize], group: usize) -> Result<Vec<usize>, String> {
 
 pub fn specs() -> Vec<Spec> {
     vec![
-        Spec::new("dequantize", cases::dequantize),
-        Spec::new("quantize_rows", cases::quantize),
-        Spec::new("matmul_q8", cases::matmul_q8),
-        Spec::new("matmul_q8q8", cases::matmul_q8q8),
+        Spec::new("dequantize", cases::dequantize).timed(cases::dequantize_sizes),
+        Spec::new("quantize_rows", cases::quantize).timed(cases::quantize_sizes),
+        Spec::new("matmul_q8", cases::matmul_q8).timed(cases::matmul_q8_sizes),
+        Spec::new("matmul_q8q8", cases::matmul_q8q8).timed(cases::matmul_q8q8_sizes),
     ]
 }

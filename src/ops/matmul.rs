@@ -229,5 +229,5 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("matmul", cases::cases)]
+    vec![Spec::new("matmul", cases::cases).timed(cases::sizes)]
 }

@@ -274,7 +274,23 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("movement", cases)]
+    vec![Spec::new("movement", cases).timed(sizes)]
+}
+
+fn sizes() -> Vec<Case> {
+    let case = |label: &str, op: Movement, shapes: &[&[usize]]| {
+        let label = format!("{label} {:?}", shapes[0]);
+        Case::new(label, op, shapes.iter().map(|s| Sample::normal(s)).collect())
+    };
+    let swap_heads = || Permute { axes: vec![0, 2, 1, 3] };
+    vec![
+        case("transpose", Permute { axes: vec![1, 0] }, &[&[4096, 4096]]),
+        case("heads first", swap_heads(), &[&[8, 256, 6, 64]]),
+        case("transpose", Permute { axes: vec![1, 0] }, &[&[2048, 384]]),
+        case("third of the columns", Slice { axis: 1, start: 384, len: 384 }, &[&[2048, 1152]]),
+        case("two side by side", Concat { axis: 1 }, &[&[2048, 384], &[2048, 384]]),
+        case("one row before", Pad { axis: 1, before: 1, after: 0, value: 0.0 }, &[&[8, 255, 384]]),
+    ]
 }
 
 fn cases() -> Vec<Case> {

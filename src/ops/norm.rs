@@ -183,10 +183,29 @@ impl Graph {
 
 pub fn specs() -> Vec<Spec> {
     vec![
-        Spec::new("norm", cases),
-        Spec::new("norm_grad_x", grad::x_cases),
-        Spec::new("norm_grad_params", grad::params_cases),
+        Spec::new("norm", cases).timed(sizes),
+        Spec::new("norm_grad_x", grad::x_cases).timed(grad::x_sizes),
+        Spec::new("norm_grad_params", grad::params_cases).timed(grad::params_sizes),
     ]
+}
+
+const TIMED_KINDS: [NormKind; 2] = [NormKind::Layer { beta: true }, NormKind::Rms { plus_one: false }];
+const TIMED: [&[usize]; 4] = [&[2048, 384], &[8192, 4096], &[768, 128], &[1, 4096]];
+
+/// Every timed shape, by kind.
+fn timed(case: impl Fn(NormKind, &[usize]) -> Case) -> Vec<Case> {
+    TIMED.iter().flat_map(|shape| TIMED_KINDS.map(|kind| case(kind, shape))).collect()
+}
+
+fn sizes() -> Vec<Case> {
+    timed(|kind, shape| {
+        let d = shape[shape.len() - 1];
+        let mut inputs = vec![Sample::normal(shape), Sample::new(&[d], Values::Uniform(0.5, 1.5))];
+        if kind.beta() {
+            inputs.push(Sample::normal(&[d]));
+        }
+        Case::new(format!("{kind:?} {shape:?}"), Norm { kind, eps: 1e-5 }, inputs)
+    })
 }
 
 const KINDS: [NormKind; 4] = [

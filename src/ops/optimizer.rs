@@ -258,39 +258,46 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("adamw", adamw_cases), Spec::new("sgd_momentum", sgd_cases)]
+    vec![
+        Spec::new("adamw", adamw_cases).timed(|| TIMED.map(|s| adamw_case(s, 0.1)).into()),
+        Spec::new("sgd_momentum", sgd_cases).timed(|| TIMED.map(|s| sgd_case(s, false)).into()),
+    ]
 }
+
+const TIMED: [&[usize]; 3] = [&[1536, 384], &[4096, 4096], &[128, 128]];
 
 const SHAPES: [&[usize]; 6] = [&[], &[1], &[7, 13], &[64, 65], &[0], &[601, 500]];
 
+fn adamw_case(shape: &[usize], weight_decay: f32) -> Case {
+    let op = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay };
+    let hyper = op.hyper(3e-2, 3, 0.5).map(f64::from).to_vec();
+    let n = || Sample::normal(shape);
+    let second = Sample::new(shape, Values::Uniform(0.0, 2.0));
+    let inputs = vec![
+        n(),
+        n(),
+        n(),
+        second,
+        Sample::new(&[4], Values::Fixed(hyper)),
+        Sample::new(&[], Values::Fixed(vec![0.7])),
+    ];
+    Case::new(format!("{shape:?} decay {weight_decay}"), op, inputs).forward_only()
+}
+
 fn adamw_cases() -> Vec<Case> {
-    let case = |shape: &[usize], weight_decay: f32| {
-        let op = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay };
-        let hyper = op.hyper(3e-2, 3, 0.5).map(f64::from).to_vec();
-        let n = || Sample::normal(shape);
-        let second = Sample::new(shape, Values::Uniform(0.0, 2.0));
-        let inputs = vec![
-            n(),
-            n(),
-            n(),
-            second,
-            Sample::new(&[4], Values::Fixed(hyper)),
-            Sample::new(&[], Values::Fixed(vec![0.7])),
-        ];
-        Case::new(format!("{shape:?} decay {weight_decay}"), op, inputs).forward_only()
-    };
-    SHAPES.iter().flat_map(|s| [case(s, 0.0), case(s, 0.1)]).collect()
+    SHAPES.iter().flat_map(|s| [adamw_case(s, 0.0), adamw_case(s, 0.1)]).collect()
+}
+
+fn sgd_case(shape: &[usize], nesterov: bool) -> Case {
+    let op = SgdMomentum { momentum: 0.9, dampening: 0.1, nesterov, weight_decay: 0.01 };
+    let n = || Sample::normal(shape);
+    let hyper = Sample::new(&[2], Values::Fixed(vec![0.05, 2.0]));
+    let inputs = vec![n(), n(), n(), hyper, Sample::new(&[], Values::Fixed(vec![0.7]))];
+    Case::new(format!("{shape:?} nesterov {nesterov}"), op, inputs).forward_only()
 }
 
 fn sgd_cases() -> Vec<Case> {
-    let case = |shape: &[usize], nesterov: bool| {
-        let op = SgdMomentum { momentum: 0.9, dampening: 0.1, nesterov, weight_decay: 0.01 };
-        let n = || Sample::normal(shape);
-        let hyper = Sample::new(&[2], Values::Fixed(vec![0.05, 2.0]));
-        let inputs = vec![n(), n(), n(), hyper, Sample::new(&[], Values::Fixed(vec![0.7]))];
-        Case::new(format!("{shape:?} nesterov {nesterov}"), op, inputs).forward_only()
-    };
-    SHAPES.iter().flat_map(|s| [case(s, false), case(s, true)]).collect()
+    SHAPES.iter().flat_map(|s| [sgd_case(s, false), sgd_case(s, true)]).collect()
 }
 
 #[cfg(test)]

@@ -247,7 +247,21 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("pointwise", cases)]
+    vec![Spec::new("pointwise", cases).timed(sizes)]
+}
+
+/// Residual sums and activations of the presets, and the same out of cache.
+fn sizes() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for shape in [&[2048, 1536][..], &[4096, 4096], &[768, 512]] {
+        let normal = || Sample::normal(shape);
+        cases.push(Case::new(format!("add {shape:?}"), Pointwise::binary(Binary::Add), vec![normal(), normal()]));
+        cases.push(Case::new(format!("gelu_tanh {shape:?}"), Pointwise::unary(Unary::GeluTanh), vec![normal()]));
+    }
+    let gate = vec![Instr::Input(0), Instr::Unary(Unary::Silu, 0), Instr::Input(1), Instr::Binary(Binary::Mul, 1, 2)];
+    let operands = vec![Sample::normal(&[2048, 1024]), Sample::normal(&[2048, 1024])];
+    cases.push(Case::new("silu(a) * b [2048, 1024]", Pointwise::f32(gate, 2), operands));
+    cases
 }
 
 fn cases() -> Vec<Case> {

@@ -260,7 +260,15 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("procrustes", cases)]
+    vec![Spec::new("procrustes", cases).timed(timed_sizes)]
+}
+
+fn timed_sizes() -> Vec<Case> {
+    let case = |shape: [usize; 3]| {
+        let label = format!("{shape:?}");
+        Case::new(label, Procrustes::default(), vec![Sample::normal(&shape), Sample::normal(&shape)]).forward_only()
+    };
+    vec![case([8, 256, 16]), case([8, 256, 64]), case([64, 512, 32])]
 }
 
 /// Clouds `(za, zb)`: zb normal and za a rotation of it plus `noise`, for every batch row. The rotation is the polar

@@ -172,7 +172,21 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("reduce", cases)]
+    vec![Spec::new("reduce", cases).timed(sizes)]
+}
+
+fn sizes() -> Vec<Case> {
+    let case = |kind: Reduction, shape: &[usize], axes: (usize, usize)| {
+        let label = format!("{kind:?} {shape:?} over {axes:?}");
+        Case::new(label, Reduce { kind, axes, keep: false }, vec![Sample::normal(shape)])
+    };
+    vec![
+        case(Reduction::Sum, &[2048, 1536], (0, 1)),
+        case(Reduction::SumSquares, &[4096, 4096], (0, 2)),
+        case(Reduction::Sum, &[4096, 4096], (1, 2)),
+        case(Reduction::Sum, &[4096, 4096], (0, 1)),
+        case(Reduction::Max, &[2048, 384], (1, 2)),
+    ]
 }
 
 fn cases() -> Vec<Case> {

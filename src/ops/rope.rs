@@ -227,7 +227,25 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("rope", cases)]
+    vec![Spec::new("rope", cases).timed(sizes)]
+}
+
+fn sizes() -> Vec<Case> {
+    let case = |shape: [usize; 4], layout: Layout| {
+        let (rows, rot) = (shape[1], shape[3]);
+        let (cos, sin) = kernels_cpu::rope::tables(rows, rot, 10_000.0);
+        let table = |t: &[f32]| {
+            let values = Values::Fixed(t.iter().map(|&v| v as f64).collect());
+            Sample::new(&[rows, rot / 2], values).fixed()
+        };
+        let operands = vec![Sample::normal(&shape), table(&cos), table(&sin)];
+        Case::new(format!("{shape:?} {layout:?}"), Rope { offset: 0, layout, inverse: false }, operands)
+    };
+    vec![
+        case([8, 256, 6, 64], Layout::HalfSplit),
+        case([8, 2048, 16, 128], Layout::HalfSplit),
+        case([8, 256, 6, 64], Layout::Interleaved),
+    ]
 }
 
 fn cases() -> Vec<Case> {

@@ -272,7 +272,16 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("gated_scan", forward_cases), Spec::new("gated_scan_grad", gradient_cases)]
+    vec![
+        Spec::new("gated_scan", forward_cases).timed(|| timed(forward_case)),
+        Spec::new("gated_scan_grad", gradient_cases).timed(|| timed(gradient_case)),
+    ]
+}
+
+/// Training in chunks, in cache and out of it; the recurrent form; one token.
+fn timed(case: impl Fn(&[usize; 3], usize, bool) -> Case) -> Vec<Case> {
+    let sizes = [([8, 256, 384], 64), ([8, 2048, 1024], 64), ([8, 256, 384], 0), ([1, 1, 1024], 0)];
+    sizes.iter().map(|(shape, chunk)| case(shape, *chunk, true)).collect()
 }
 
 const SHAPES: &[([usize; 3], usize)] = &[
@@ -312,18 +321,21 @@ fn label(shape: &[usize; 3], chunk: usize, initial: bool) -> String {
     format!("{shape:?} {form}{}", if initial { " from h0" } else { "" })
 }
 
+fn forward_case(shape: &[usize; 3], chunk: usize, initial: bool) -> Case {
+    Case::new(label(shape, chunk, initial), GatedScan { chunk, initial }, operands(shape, 2, initial))
+}
+
 fn forward_cases() -> Vec<Case> {
-    let case = |shape: &[usize; 3], chunk, initial| {
-        Case::new(label(shape, chunk, initial), GatedScan { chunk, initial }, operands(shape, 2, initial))
-    };
-    let mut cases = each(case);
-    cases.extend(LARGE.iter().map(|(shape, chunk)| case(shape, *chunk, true)));
+    let mut cases = each(forward_case);
+    cases.extend(LARGE.iter().map(|(shape, chunk)| forward_case(shape, *chunk, true)));
     cases
 }
 
+fn gradient_case(shape: &[usize; 3], chunk: usize, initial: bool) -> Case {
+    let op = GatedScanGrad { chunk, initial };
+    Case::new(label(shape, chunk, initial), op, operands(shape, 3, initial)).forward_only()
+}
+
 fn gradient_cases() -> Vec<Case> {
-    each(|shape, chunk, initial| {
-        let op = GatedScanGrad { chunk, initial };
-        Case::new(label(shape, chunk, initial), op, operands(shape, 3, initial)).forward_only()
-    })
+    each(gradient_case)
 }

@@ -157,7 +157,28 @@ impl Graph {
 }
 
 pub fn specs() -> Vec<Spec> {
-    vec![Spec::new("softmax", cases), Spec::new("softmax_grad", grad_cases)]
+    vec![Spec::new("softmax", cases).timed(sizes), Spec::new("softmax_grad", grad_cases).timed(grad_sizes)]
+}
+
+const TIMED: [&[usize]; 4] = [&[2048, 600], &[256, 50_257], &[12_288, 256], &[32, 600]];
+
+fn sizes() -> Vec<Case> {
+    let case = |logarithm: bool, shape: &[usize]| {
+        let label = format!("{}{shape:?}", if logarithm { "logarithm " } else { "" });
+        Case::new(label, Softmax { logarithm }, vec![Sample::normal(shape)])
+    };
+    let mut cases: Vec<Case> = TIMED.map(|shape| case(false, shape)).into();
+    cases.push(case(true, &[2048, 600]));
+    cases
+}
+
+fn grad_sizes() -> Vec<Case> {
+    let case = |shape: &[usize]| {
+        let y = Values::Uniform(0.0, 2.0 / shape[shape.len() - 1] as f64);
+        let inputs = vec![Sample::new(shape, y), Sample::normal(shape)];
+        Case::new(format!("{shape:?}"), SoftmaxGrad { logarithm: false }, inputs).forward_only()
+    };
+    TIMED.map(case).into()
 }
 
 /// WGSL grants exp(x) an error of 3 + 2|x| ulp: relative to the largest result of a row at most 3, and as much again in the sum.

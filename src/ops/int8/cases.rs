@@ -115,3 +115,45 @@ pub fn matmul_q8q8() -> Vec<Case> {
     };
     PRODUCTS.into_iter().map(case).collect()
 }
+
+/// Decoding one token and a prefill, at the presets' width and a large model's: (rows of x, weight rows, K).
+const TIMED: [[usize; 3]; 5] =
+    [[1, 4096, 4096], [512, 1024, 1024], [1, 1536, 384], [256, 1536, 384], [2048, 2048, 2048]];
+/// Values that share a scale.
+const TIMED_GROUP: usize = 64;
+
+pub fn matmul_q8_sizes() -> Vec<Case> {
+    let case = |[m, n, k]: [usize; 3]| {
+        let [q, scales] = weights(n, k, TIMED_GROUP);
+        let op = MatmulQ8 { group: TIMED_GROUP, epilogue: Epilogue::default(), tuning: Tuning::Auto };
+        Case::new(format!("{m}x{n}x{k}"), op, vec![Sample::normal(&[m, k]), q, scales]).forward_only()
+    };
+    TIMED.map(case).into()
+}
+
+pub fn matmul_q8q8_sizes() -> Vec<Case> {
+    let case = |[m, n, k]: [usize; 3]| {
+        let [q, scales] = weights(n, k, TIMED_GROUP);
+        let operands = vec![Sample::normal(&[m, k]).fixed(), q, scales];
+        Case::new(format!("{m}x{n}x{k}"), MatmulQ8Q8 { group: TIMED_GROUP }, operands).forward_only()
+    };
+    TIMED.map(case).into()
+}
+
+const TIMED_MATRICES: [[usize; 2]; 2] = [[1536, 384], [4096, 4096]];
+
+pub fn dequantize_sizes() -> Vec<Case> {
+    let case = |[rows, columns]: [usize; 2]| {
+        let operands = weights(rows, columns, TIMED_GROUP).to_vec();
+        Case::new(format!("[{rows},{columns}]"), Dequantize { group: TIMED_GROUP }, operands).forward_only()
+    };
+    TIMED_MATRICES.map(case).into()
+}
+
+pub fn quantize_sizes() -> Vec<Case> {
+    let case = |[rows, columns]: [usize; 2]| {
+        let x = Sample::normal(&[rows, columns]).fixed();
+        Case::new(format!("[{rows},{columns}]"), QuantizeRows { group: TIMED_GROUP }, vec![x]).forward_only()
+    };
+    TIMED_MATRICES.map(case).into()
+}

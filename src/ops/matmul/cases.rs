@@ -130,3 +130,42 @@ fn epilogues() -> Vec<Case> {
     }
     cases
 }
+
+/// Squares in all three orders, the layers of the presets (forward `nt`, and their gradients), the products of decoding one token, and
+/// batches of small products.
+pub fn sizes() -> Vec<Case> {
+    let named = |lead: &[usize], [m, n, k]: [usize; 3], (ta, tb): (bool, bool)| {
+        let order = |t| if t { 't' } else { 'n' };
+        let batch: String = lead.iter().map(|b| format!("{b} of ")).collect();
+        let label = format!("{batch}{m}x{n}x{k} {}{}", order(ta), order(tb));
+        Case { label, ..case(lead, lead, [m, n, k], Matmul::new(ta, tb)) }
+    };
+    let (nn, nt, tn) = ((false, false), (false, true), (true, false));
+    let plain = [
+        ([1024, 1024, 1024], nn),
+        ([2048, 1536, 384], nt),
+        ([1, 4096, 4096], nt),
+        ([256, 256, 256], nn),
+        ([512, 512, 512], nn),
+        ([2048, 2048, 2048], nn),
+        ([4096, 4096, 4096], nn),
+        ([1024, 1024, 1024], nt),
+        ([1024, 1024, 1024], tn),
+        // shakespeare-char at batch 8
+        ([2048, 384, 384], nt),
+        ([2048, 384, 1536], nt),
+        ([2048, 65, 384], nt),
+        ([384, 1536, 2048], tn),
+        // shakespeare-char-cpu, minigpt
+        ([768, 512, 128], nt),
+        ([256, 256, 64], nt),
+        // one token
+        ([1, 384, 384], nt),
+        ([1, 1536, 384], nt),
+        ([1, 50_257, 768], nt),
+    ];
+    let mut cases: Vec<Case> = plain.into_iter().map(|(s, order)| named(&[], s, order)).collect();
+    cases.push(named(&[48], [256, 256, 64], nt));
+    cases.push(named(&[48], [256, 64, 256], nn));
+    cases
+}

@@ -204,21 +204,33 @@ fn stats(kind: NormKind, shape: &[usize]) -> Vec<Sample> {
     mean.into_iter().chain([Sample::new(lead, Values::Uniform(0.5, 2.0))]).collect()
 }
 
+fn x_case(kind: NormKind, shape: &[usize]) -> Case {
+    let gamma = Sample::new(&shape[shape.len() - 1..], Values::Uniform(0.5, 1.5));
+    let inputs = [vec![Sample::normal(shape), gamma], stats(kind, shape), vec![Sample::normal(shape)]].concat();
+    Case::new(format!("{kind:?} {shape:?}"), NormGradX { kind }, inputs).forward_only()
+}
+
+fn params_case(kind: NormKind, shape: &[usize]) -> Case {
+    let inputs = [vec![Sample::normal(shape)], stats(kind, shape), vec![Sample::normal(shape)]].concat();
+    Case::new(format!("{kind:?} {shape:?}"), NormGradParams { kind }, inputs).forward_only()
+}
+
 pub fn x_cases() -> Vec<Case> {
-    cases(|kind, shape| {
-        let gamma = Sample::new(&shape[shape.len() - 1..], Values::Uniform(0.5, 1.5));
-        let inputs = [vec![Sample::normal(shape), gamma], stats(kind, shape), vec![Sample::normal(shape)]].concat();
-        Case::new(format!("{kind:?} {shape:?}"), NormGradX { kind }, inputs)
-    })
+    cases(x_case)
 }
 
 pub fn params_cases() -> Vec<Case> {
-    cases(|kind, shape| {
-        let inputs = [vec![Sample::normal(shape)], stats(kind, shape), vec![Sample::normal(shape)]].concat();
-        Case::new(format!("{kind:?} {shape:?}"), NormGradParams { kind }, inputs)
-    })
+    cases(params_case)
+}
+
+pub fn x_sizes() -> Vec<Case> {
+    super::timed(x_case)
+}
+
+pub fn params_sizes() -> Vec<Case> {
+    super::timed(params_case)
 }
 
 fn cases(case: impl Fn(NormKind, &[usize]) -> Case) -> Vec<Case> {
-    KINDS.iter().flat_map(|k| SHAPES.map(|s| case(*k, s).forward_only())).collect()
+    KINDS.iter().flat_map(|k| SHAPES.map(|s| case(*k, s))).collect()
 }
