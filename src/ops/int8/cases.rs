@@ -125,7 +125,7 @@ const TIMED_GROUP: usize = 64;
 pub fn matmul_q8_sizes() -> Vec<Case> {
     let case = |[m, n, k]: [usize; 3]| {
         let [q, scales] = weights(n, k, TIMED_GROUP);
-        let op = MatmulQ8 { group: TIMED_GROUP, epilogue: Epilogue::default(), tuning: Tuning::Auto };
+        let op = MatmulQ8 { group: TIMED_GROUP, epilogue: Epilogue::default() };
         Case::new(format!("{m}x{n}x{k}"), op, vec![Sample::normal(&[m, k]), q, scales]).forward_only()
     };
     TIMED.map(case).into()
