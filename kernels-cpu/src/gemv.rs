@@ -1,6 +1,8 @@
 //! Matrix products of a few rows (GEMV): bound by reading the other operand, which is read once. Used through [`crate::gemm`].
 
-use crate::simd::{Isa, dot};
+use crate::gemm::Matrix;
+use crate::gemm::matrix::{Bf16, F16, F32, Format};
+use crate::simd::{Isa, LANES, Lanes, dot};
 use crate::threads::{SharedMut, par_blocks};
 use std::ops::Range;
 
@@ -12,13 +14,13 @@ const GEMV_TILE: usize = 128;
 /// A matrix in memory: element (i, j) is at `i * row + j * column`.
 #[derive(Clone, Copy)]
 pub(crate) struct Strided<'a> {
-    pub data: &'a [f32],
+    pub data: Matrix<'a>,
     pub row: usize,
     pub column: usize,
 }
 
 impl<'a> Strided<'a> {
-    pub fn new(data: &'a [f32], ld: usize, transposed: bool) -> Self {
+    pub fn new(data: Matrix<'a>, ld: usize, transposed: bool) -> Self {
         if transposed { Strided { data, row: 1, column: ld } } else { Strided { data, row: ld, column: 1 } }
     }
 
@@ -26,13 +28,15 @@ impl<'a> Strided<'a> {
         Strided { data: self.data, row: self.column, column: self.row }
     }
 
-    /// Rows that lie one element after the other, each of `columns` elements: the matrix itself or a copy.
+    /// Rows of `f32` that lie one element after the other, each of `columns` elements: the matrix itself or a copy.
     fn packed_rows(self, rows: usize, columns: usize, copy: &'a mut Vec<f32>) -> (&'a [f32], usize) {
-        if self.column == 1 || columns <= 1 {
-            return (self.data, self.row);
+        if let Matrix::F32(data) = self.data
+            && (self.column == 1 || columns <= 1)
+        {
+            return (data, self.row);
         }
         copy.clear();
-        copy.extend((0..rows).flat_map(|i| (0..columns).map(move |j| self.data[i * self.row + j * self.column])));
+        copy.extend((0..rows).flat_map(|i| (0..columns).map(move |j| self.data.get(i * self.row + j * self.column))));
         (copy, columns)
     }
 }
@@ -40,32 +44,71 @@ impl<'a> Strided<'a> {
 crate::multiversion! {
     /// Adds the first `width` columns of the product of `M` rows with `b`, stored as [k, n], to `acc`.
     fn gemv_columns<V, const M: usize>(
-        a: &[f32], lda: usize, b: &[f32], ldb: usize, k: usize, width: usize, acc: &mut [[f32; GEMV_TILE]],
+        a: &[f32], lda: usize, b: Matrix, ldb: usize, k: usize, width: usize, acc: &mut [[f32; GEMV_TILE]],
     ) {
-        if width == GEMV_TILE {
-            gemv_tile::<V, M>(a, lda, b, ldb, k, GEMV_TILE, acc); // a constant width keeps the sums in registers
-        } else {
-            gemv_tile::<V, M>(a, lda, b, ldb, k, width, acc);
+        match b {
+            Matrix::F32(b) => gemv_tiles::<V, F32, M>(a, lda, b, ldb, k, width, acc),
+            Matrix::Bf16(b) => gemv_tiles::<V, Bf16, M>(a, lda, b, ldb, k, width, acc),
+            Matrix::F16(b) => gemv_tiles::<V, F16, M>(a, lda, b, ldb, k, width, acc),
         }
     }
 
     /// The product of `m` rows of `a` with the rows of `b`, stored as [n, k].
-    fn gemv_dots<V>(m: usize, a: &[f32], lda: usize, b: &[f32], ldb: usize, k: usize, n: usize, acc: &mut [[f32; GEMV_TILE]]) {
+    fn gemv_dots<V>(m: usize, a: &[f32], lda: usize, b: Matrix, ldb: usize, k: usize, n: usize, acc: &mut [[f32; GEMV_TILE]]) {
         for j in 0..n {
-            let b = &b[j * ldb..][..k];
             for (i, acc) in acc.iter_mut().enumerate().take(m) {
-                acc[j] = dot::<V>(&a[i * lda..][..k], b);
+                let a = &a[i * lda..][..k];
+                acc[j] = match b {
+                    Matrix::F32(b) => dot::<V>(a, &b[j * ldb..][..k]),
+                    Matrix::Bf16(b) => dot_stored::<V, Bf16>(a, &b[j * ldb..][..k]),
+                    Matrix::F16(b) => dot_stored::<V, F16>(a, &b[j * ldb..][..k]),
+                };
             }
         }
     }
 }
 
-/// Rows of `b` are taken in groups of 64 that are summed apart: the error grows with k / 64.
+/// [`dot`] with numbers that are widened as they are read.
 #[inline(always)]
-fn gemv_tile<V: Isa, const M: usize>(
+fn dot_stored<V: Isa, F: Format>(a: &[f32], b: &[F::Bits]) -> f32 {
+    let mut sums = [Lanes::splat(0.0); 4];
+    let (mut a4, mut b4) = (a.chunks_exact(4 * LANES), b.chunks_exact(4 * LANES));
+    for (a, b) in (&mut a4).zip(&mut b4) {
+        for (j, sum) in sums.iter_mut().enumerate() {
+            let mut wide = Lanes::splat(0.0);
+            for (w, &b) in wide.0.iter_mut().zip(&b[j * LANES..]) {
+                *w = F::widen(b);
+            }
+            *sum = Lanes::load(&a[j * LANES..]).fma::<V>(wide, *sum);
+        }
+    }
+    let rest = a4.remainder().iter().zip(b4.remainder()).fold(0.0, |sum, (&a, &b)| V::fma(a, F::widen(b), sum));
+    sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum() + rest
+}
+
+#[inline(always)]
+fn gemv_tiles<V: Isa, F: Format, const M: usize>(
     a: &[f32],
     lda: usize,
-    b: &[f32],
+    b: &[F::Bits],
+    ldb: usize,
+    k: usize,
+    width: usize,
+    acc: &mut [[f32; GEMV_TILE]],
+) {
+    if width == GEMV_TILE {
+        gemv_tile::<V, F, M>(a, lda, b, ldb, k, GEMV_TILE, acc); // a constant width keeps the sums in registers
+    } else {
+        gemv_tile::<V, F, M>(a, lda, b, ldb, k, width, acc);
+    }
+}
+
+/// Rows of `b` are taken in groups of 64 that are summed apart: the error grows with k / 64.
+#[inline(always)]
+fn gemv_tile<V: Isa, F: Format, const M: usize>(
+    a: &[f32],
+    lda: usize,
+    b: &[F::Bits],
     ldb: usize,
     k: usize,
     width: usize,
@@ -78,7 +121,7 @@ fn gemv_tile<V: Isa, const M: usize>(
             for (i, group) in group.iter_mut().enumerate() {
                 let a = a[i * lda + l];
                 for (g, &b) in group[..width].iter_mut().zip(row) {
-                    *g = V::fma(a, b, *g);
+                    *g = V::fma(a, F::widen(b), *g);
                 }
             }
         }
@@ -108,7 +151,7 @@ pub(crate) fn gemv(
     let tile = |columns: Range<usize>| {
         let (first, width) = (columns.start, columns.len());
         let mut acc = [[0.0f32; GEMV_TILE]; GEMV_MAX_ROWS];
-        let data = &b.data[first * b.column..];
+        let data = b.data.tail(first * b.column);
         match m {
             _ if b.row == 1 => gemv_dots(m, a, lda, data, b.column, k, width, &mut acc),
             1 => gemv_columns::<1>(a, lda, data, b.row, k, width, &mut acc),

@@ -1,6 +1,9 @@
 //! What happens to a product before it is final.
 
+use super::blocked::Output;
 use super::matrix::Matrix;
+use crate::simd::{LANES, Lanes};
+use crate::{half, math};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub enum Activation {
@@ -30,5 +33,106 @@ impl<'a> Epilogue<'a> {
     /// The epilogue of the part of the product that starts `elements` into the result.
     pub(super) fn at(self, elements: usize) -> Self {
         Epilogue { residual: self.residual.map(|r| r.tail(elements)), ..self }
+    }
+}
+
+/// Finishes a tile of `rows` by `columns` sums, `ld` apart in `sums`: `c = activation(sums + bias) + residual`, plus the old `c` before the
+/// bias when accumulating into a result of 16 bits (in `f32` the sums are in `c` itself and include it). The tile starts `at` elements
+/// into the result and at `column`.
+///
+/// # Safety
+/// `sums` and `c` are valid for the tile.
+pub(super) unsafe fn finish_tile(
+    rows: usize,
+    columns: usize,
+    sums: *mut f32,
+    ld: usize,
+    c: Output,
+    at: usize,
+    column: usize,
+    ldc: usize,
+    accumulate: bool,
+    epilogue: &Epilogue,
+) {
+    if matches!(c, Output::F32(_)) && epilogue.is_none() {
+        return;
+    }
+    let old = if accumulate { c } else { Output::F32(std::ptr::null_mut()) };
+    let bias = epilogue.bias.map(|b| b.tail(column));
+    for i in 0..rows {
+        let start = at + i * ldc;
+        let residual = epilogue.residual.map(|r| r.tail(start));
+        // SAFETY: a row of the tile, in `sums` and in the result.
+        unsafe {
+            let row = std::slice::from_raw_parts_mut(sums.add(i * ld), columns);
+            let old = match old {
+                Output::F32(_) => None,
+                Output::Bf16(c) => Some(Matrix::Bf16(std::slice::from_raw_parts(c.add(start), columns))),
+                Output::F16(c) => Some(Matrix::F16(std::slice::from_raw_parts(c.add(start), columns))),
+            };
+            finish_row(row, old, bias, epilogue.activation, residual);
+            match c {
+                Output::F32(_) => {}
+                Output::Bf16(c) => narrow_bf16(row, std::slice::from_raw_parts_mut(c.add(start), columns)),
+                Output::F16(c) => narrow_f16(row, std::slice::from_raw_parts_mut(c.add(start), columns)),
+            }
+        }
+    }
+}
+
+crate::multiversion! {
+    /// `row = activation(row + old + bias) + residual`; the operands have at least as many elements.
+    pub(super) fn finish_row<V>(row: &mut [f32], old: Option<Matrix>, bias: Option<Matrix>, activation: Activation, residual: Option<Matrix>) {
+        add(row, old);
+        add(row, bias);
+        match activation {
+            Activation::None => {}
+            Activation::Relu => apply(row, |x| x.max(0.0)),
+            Activation::Silu => apply(row, |x| math::silu::<V>(x)),
+            Activation::GeluTanh => apply(row, |x| math::gelu_tanh::<V>(x)),
+            Activation::GeluErf => apply(row, |x| math::gelu_erf::<V>(x)),
+        }
+        add(row, residual);
+    }
+
+    fn narrow_bf16<V>(row: &[f32], c: &mut [u16]) {
+        for (c, &x) in c.iter_mut().zip(row) {
+            *c = half::f32_to_bf16(x);
+        }
+    }
+
+    fn narrow_f16<V>(row: &[f32], c: &mut [u16]) {
+        for (c, &x) in c.iter_mut().zip(row) {
+            *c = half::f32_to_f16(x);
+        }
+    }
+}
+
+/// Applies `f` to whole vectors, the last filled up with zeros, so that no element takes the slow way.
+#[inline(always)]
+fn apply(row: &mut [f32], f: impl Fn(f32) -> f32) {
+    let mut chunks = row.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for x in chunk {
+            *x = f(*x);
+        }
+    }
+    let rest = chunks.into_remainder();
+    if !rest.is_empty() {
+        let mut whole = Lanes::load_partial(rest, 0.0);
+        for x in &mut whole.0 {
+            *x = f(*x);
+        }
+        rest.copy_from_slice(&whole.0[..rest.len()]);
+    }
+}
+
+#[inline(always)]
+fn add(row: &mut [f32], x: Option<Matrix>) {
+    match x {
+        None => {}
+        Some(Matrix::F32(x)) => row.iter_mut().zip(x).for_each(|(c, &x)| *c += x),
+        Some(Matrix::Bf16(x)) => row.iter_mut().zip(x).for_each(|(c, &x)| *c += half::bf16_to_f32(x)),
+        Some(Matrix::F16(x)) => row.iter_mut().zip(x).for_each(|(c, &x)| *c += half::f16_to_f32(x)),
     }
 }

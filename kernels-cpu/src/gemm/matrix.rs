@@ -1,7 +1,6 @@
 //! Operands of a product: slices of `f32` or of 16-bit numbers.
 
 use crate::half;
-use std::ops::Range;
 
 /// A matrix that is read, in the format it is stored in.
 #[derive(Clone, Copy, Debug)]
@@ -51,15 +50,6 @@ impl<'a> Matrix<'a> {
             Matrix::F16(x) => half::f16_to_f32(x[i]),
         }
     }
-
-    /// Widens the elements `range` into `out`.
-    pub(crate) fn widen(&self, range: Range<usize>, out: &mut [f32]) {
-        match self {
-            Matrix::F32(x) => out.copy_from_slice(&x[range]),
-            Matrix::Bf16(x) => half::widen_bf16(&x[range], out),
-            Matrix::F16(x) => half::widen_f16(&x[range], out),
-        }
-    }
 }
 
 /// A matrix that is written, in the format it is stored in.
@@ -105,14 +95,37 @@ impl MatrixMut<'_> {
             MatrixMut::F16(x) => MatrixMut::F16(&mut x[start..]),
         }
     }
+}
 
-    /// Narrows `values` into the elements from `start` on.
-    pub(crate) fn narrow(&mut self, start: usize, values: &[f32]) {
-        let range = start..start + values.len();
-        match self {
-            MatrixMut::F32(x) => x[range].copy_from_slice(values),
-            MatrixMut::Bf16(x) => half::narrow_bf16(values, &mut x[range]),
-            MatrixMut::F16(x) => half::narrow_f16(values, &mut x[range]),
-        }
+/// A format that numbers are stored in, as a type: for loops that widen what they read.
+pub(crate) trait Format {
+    type Bits: Copy;
+    fn widen(bits: Self::Bits) -> f32;
+}
+
+pub(crate) struct F32;
+impl Format for F32 {
+    type Bits = f32;
+    #[inline(always)]
+    fn widen(bits: f32) -> f32 {
+        bits
+    }
+}
+
+pub(crate) struct Bf16;
+impl Format for Bf16 {
+    type Bits = u16;
+    #[inline(always)]
+    fn widen(bits: u16) -> f32 {
+        half::bf16_to_f32(bits)
+    }
+}
+
+pub(crate) struct F16;
+impl Format for F16 {
+    type Bits = u16;
+    #[inline(always)]
+    fn widen(bits: u16) -> f32 {
+        half::f16_to_f32(bits)
     }
 }

@@ -1,6 +1,7 @@
 //! What every product promises, for all entry points.
 
 use super::*;
+use crate::half;
 use crate::program::Unary;
 
 const U: f64 = 1.0 / (1 << 24) as f64;

@@ -1,0 +1,308 @@
+//! The loops around the micro-kernel: which blocks are packed, in what order tiles are computed, and by which thread.
+//!
+//! The result is cut into *slabs* of columns whose packed panels of `b` have a bounded size, and a slab into *tasks*, each some rows of
+//! it. A task goes through k in blocks: it packs its rows of `a` for the block (they stay in L2), then takes one panel of `b` after the
+//! other and runs the micro-kernel down the rows. The panels are shared: whoever needs one first packs it, and computes with it while it
+//! is in cache. Tasks start at different panels, so threads seldom want the same one at the same time. A thread waits only for a panel
+//! that another is packing at that moment, never for a thread that may not be running, so any number of threads may join.
+//!
+//! Every element of the result is the sum over blocks of k, in order, of a chain of multiply-adds, and the blocks depend on the length of k
+//! alone. So the bits of a result do not depend on the number of threads or on the rest of the matrix.
+
+use super::buffer::{Buffers, with_panels, with_task_buffers};
+use super::epilogue::{Epilogue, finish_tile};
+use super::kernel::{Kernel, Tile};
+use super::matrix::MatrixMut;
+use super::pack::{Block, Lanes, pack};
+use crate::threads;
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+/// Steps along k in a block: a tile's share of `a` fills half of L1, and its panel of `b` a tenth of L2.
+const BLOCK_STEPS: usize = 512;
+/// Rows of `a` that are packed at a time: with [`BLOCK_STEPS`] steps, a third of an L2 of 1 MiB.
+const BLOCK_ROWS: usize = 192;
+/// Elements of packed `b` in a slab: 16 MiB.
+const SLAB_ELEMENTS: usize = 4 << 20;
+/// The fewest panels in a slab, however long k is.
+const SLAB_PANELS: usize = 4;
+/// Multiply-adds below which a product stays on one thread: about 10 microseconds.
+const MIN_PARALLEL: usize = 1 << 19;
+
+/// A product `c = op(a) op(b)` with its epilogue. `c` has one format; its pointer is valid for the whole result, which nobody else uses.
+pub(super) struct Product<'a> {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Rows of `op(a)` by k.
+    pub a: Lanes<'a>,
+    /// Columns of `op(b)` by k.
+    pub b: Lanes<'a>,
+    pub accumulate: bool,
+    pub c: Output,
+    pub ldc: usize,
+    pub epilogue: Epilogue<'a>,
+}
+
+/// Where a result goes.
+#[derive(Clone, Copy)]
+pub(super) enum Output {
+    F32(*mut f32),
+    Bf16(*mut u16),
+    F16(*mut u16),
+}
+
+// SAFETY: threads write disjoint parts.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+impl From<MatrixMut<'_>> for Output {
+    fn from(c: MatrixMut) -> Self {
+        match c {
+            MatrixMut::F32(c) => Output::F32(c.as_mut_ptr()),
+            MatrixMut::Bf16(c) => Output::Bf16(c.as_mut_ptr()),
+            MatrixMut::F16(c) => Output::F16(c.as_mut_ptr()),
+        }
+    }
+}
+
+impl Output {
+    /// The result that starts `elements` into this one.
+    pub fn at(self, elements: usize) -> Self {
+        match self {
+            Output::F32(c) => Output::F32(c.wrapping_add(elements)),
+            Output::Bf16(c) => Output::Bf16(c.wrapping_add(elements)),
+            Output::F16(c) => Output::F16(c.wrapping_add(elements)),
+        }
+    }
+}
+
+/// How a slab is cut.
+struct Slab<'a> {
+    product: &'a Product<'a>,
+    kernel: &'static Kernel,
+    columns: Range<usize>,
+    panels: usize,
+    /// Numbers along k in a block (the last may be shorter), a multiple of the kernel's depth.
+    block: usize,
+    /// Rows of a task.
+    rows: usize,
+    row_tasks: usize,
+    /// Panels of a task.
+    group: usize,
+    tasks: usize,
+    threads: usize,
+    packed_b: Shared,
+    /// For each block and panel: [`EMPTY`], [`BUSY`] or [`READY`].
+    states: Vec<AtomicU8>,
+    next: AtomicUsize,
+}
+
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+// SAFETY: a panel is written by the thread that set it `BUSY` and read after it is `READY`.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+const EMPTY: u8 = 0;
+const BUSY: u8 = 1;
+const READY: u8 = 2;
+
+/// Numbers along k in a block: `k` cut evenly into blocks of at most [`BLOCK_STEPS`] steps.
+fn block_length(k: usize, depth: usize) -> usize {
+    let blocks = k.div_ceil(BLOCK_STEPS * depth);
+    k.div_ceil(blocks).next_multiple_of(8)
+}
+
+/// Computes a product with `m`, `n` and `k` of at least 1.
+pub(super) fn run(product: &Product, kernel: &'static Kernel, parallel: bool) {
+    let (m, n, k) = (product.m, product.n, product.k);
+    let threads = if parallel && m * n * k >= MIN_PARALLEL { threads::threads() } else { 1 };
+    let block = block_length(k, kernel.depth);
+    let steps = block.div_ceil(kernel.depth) * k.div_ceil(block);
+    let width = kernel.columns();
+    let slab = (SLAB_ELEMENTS / (steps * width)).max(SLAB_PANELS) * width;
+    with_panels(SLAB_ELEMENTS, |buffer| {
+        for first in (0..n).step_by(slab) {
+            let columns = first..n.min(first + slab);
+            let panels = columns.len().div_ceil(width);
+            let states = (0..panels * k.div_ceil(block)).map(|_| AtomicU8::new(EMPTY)).collect();
+            let packed_b = Shared(buffer.reserve(panels * width * steps));
+            let mut slab = Slab {
+                product,
+                kernel,
+                columns,
+                panels,
+                block,
+                rows: 0,
+                row_tasks: 0,
+                group: 0,
+                tasks: 0,
+                threads,
+                packed_b,
+                states,
+                next: AtomicUsize::new(0),
+            };
+            slab.cut();
+            if slab.threads == 1 {
+                slab.work();
+            } else {
+                let slab = &slab;
+                threads::install(|| {
+                    (0..slab.threads).into_par_iter().with_max_len(1).for_each(|_| slab.work());
+                });
+            }
+        }
+    });
+}
+
+impl Slab<'_> {
+    /// Cuts the slab into tasks of about equal size, a multiple of the number of threads where there are enough rows.
+    fn cut(&mut self) {
+        let tile = self.kernel.rows;
+        let tiles = self.product.m.div_ceil(tile);
+        let threads = self.threads;
+        // at least two tasks for each thread, so that one that is held up does not hold up all, while they have 64 rows
+        let wanted = threads * self.product.m.div_ceil(threads * BLOCK_ROWS).max(1);
+        let wanted = if threads > 1 && self.product.m >= 2 * threads * 64 { wanted.max(2 * threads) } else { wanted };
+        let per_task = tiles.div_ceil(wanted).max((16 / tile).max(1));
+        self.rows = per_task * tile;
+        self.row_tasks = tiles.div_ceil(per_task);
+        // too few rows for all threads: columns are divided as well
+        let groups = if self.row_tasks.is_multiple_of(threads) || self.row_tasks >= 4 * threads {
+            1
+        } else {
+            (2 * threads).div_ceil(self.row_tasks).min(self.panels)
+        };
+        self.group = self.panels.div_ceil(groups);
+        self.tasks = self.row_tasks * self.panels.div_ceil(self.group);
+        self.threads = threads.min(self.tasks);
+    }
+
+    /// Takes tasks until none is left.
+    fn work(&self) {
+        with_task_buffers(|buffers| {
+            loop {
+                let task = self.next.fetch_add(1, Ordering::Relaxed);
+                if task >= self.tasks {
+                    return;
+                }
+                self.task(task, buffers);
+            }
+        });
+    }
+
+    fn task(&self, task: usize, buffers: &mut Buffers) {
+        let p = self.product;
+        let (row_task, group) = (task % self.row_tasks, task / self.row_tasks);
+        let rows = row_task * self.rows..p.m.min((row_task + 1) * self.rows);
+        let panels = group * self.group..self.panels.min((group + 1) * self.group);
+        let start = task % self.threads * panels.len() / self.threads;
+        let kernel = self.kernel;
+        for first in (0..p.k).step_by(self.block) {
+            let k = first..p.k.min(first + self.block);
+            let last = k.end == p.k && (!p.epilogue.is_none() || !matches!(p.c, Output::F32(_)));
+            let a = Block { lanes: rows.clone(), k: k.clone(), width: kernel.rows, depth: kernel.depth };
+            let packed_a = buffers.a.reserve(a.len());
+            // SAFETY: the operands cover the product, and the buffer the block.
+            unsafe { pack(&p.a, &a, kernel.avx2, packed_a) };
+            let steps = a.steps();
+            for i in 0..panels.len() {
+                let panel = panels.start + (start + i) % panels.len();
+                let (b, columns) = self.panel(panel, &k);
+                let vectors = columns.len().div_ceil(kernel.lanes);
+                let (sums, ldc) = match p.c {
+                    Output::F32(c) => (c.wrapping_add(rows.start * p.ldc + columns.start), p.ldc),
+                    // sums of the task's rows, for all columns of the slab
+                    _ => {
+                        let ld = self.columns.len().next_multiple_of(kernel.lanes);
+                        (buffers.sums.reserve(self.rows * ld).wrapping_add(columns.start - self.columns.start), ld)
+                    }
+                };
+                let mut tile = Tile {
+                    k: steps,
+                    a: packed_a,
+                    a_row: 1,
+                    a_step: kernel.rows,
+                    b,
+                    b_step: vectors * kernel.lanes,
+                    c: sums,
+                    ldc,
+                    columns: columns.len(),
+                    accumulate: first > 0 || p.accumulate && matches!(p.c, Output::F32(_)),
+                };
+                for row in rows.clone().step_by(kernel.rows) {
+                    let count = kernel.rows.min(rows.end - row);
+                    // SAFETY: packed operands as the kernel wants them; the tile is in the result or in the sums.
+                    unsafe { (kernel.table[count - 1][vectors - 1])(&tile) };
+                    if last {
+                        let at = row * p.ldc + columns.start;
+                        // SAFETY: as above; the epilogue's operands were checked by the caller.
+                        unsafe {
+                            finish_tile(
+                                count,
+                                columns.len(),
+                                tile.c,
+                                ldc,
+                                p.c,
+                                at,
+                                columns.start,
+                                p.ldc,
+                                p.accumulate,
+                                &p.epilogue,
+                            )
+                        };
+                    }
+                    tile.a = tile.a.wrapping_add(kernel.rows * steps);
+                    tile.c = tile.c.wrapping_add(kernel.rows * ldc);
+                }
+            }
+        }
+    }
+
+    /// The columns of a panel: whole panels, but where one vector would be left for the last, it takes another from the one before, as a
+    /// tile of a single vector of columns is bound by its loads.
+    fn panel_columns(&self, panel: usize) -> Range<usize> {
+        let (width, lanes) = (self.kernel.columns(), self.kernel.lanes);
+        let lonely = self.columns.len() % width;
+        let shorter = if self.panels > 1 && lonely > 0 && lonely <= lanes { lanes } else { 0 };
+        let first = self.columns.start + panel * width;
+        let (start, end) = match self.panels - panel {
+            1 => (first - shorter, self.columns.end),
+            2 => (first, first + width - shorter),
+            _ => (first, first + width),
+        };
+        start..end.min(self.columns.end)
+    }
+
+    /// A panel of `b` for the numbers `k`, packed by this thread or another, and its columns.
+    fn panel(&self, panel: usize, k: &Range<usize>) -> (*const f32, Range<usize>) {
+        let (p, kernel) = (self.product, self.kernel);
+        let width = kernel.columns();
+        let columns = self.panel_columns(panel);
+        let at = k.start / self.block * self.panels + panel;
+        let packed = self.packed_b.0.wrapping_add(at * width * self.block.div_ceil(kernel.depth));
+        let state = &self.states[at];
+        if state.load(Ordering::Acquire) != READY {
+            if state.compare_exchange(EMPTY, BUSY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                let width = columns.len().next_multiple_of(kernel.lanes);
+                let block = Block { lanes: columns.clone(), k: k.clone(), width, depth: kernel.depth };
+                // SAFETY: the operands cover the product, and each panel has its own part of the buffer.
+                unsafe { pack(&p.b, &block, kernel.avx2, packed) };
+                state.store(READY, Ordering::Release);
+            }
+            let mut spins = 0;
+            while state.load(Ordering::Acquire) != READY {
+                spins += 1;
+                match spins {
+                    ..1000 => std::hint::spin_loop(),
+                    _ => std::thread::yield_now(),
+                }
+            }
+        }
+        (packed, columns)
+    }
+}

@@ -1,0 +1,5 @@
+fn main() {
+    if std::env::var_os("CARGO_FEATURE_OPENBLAS").is_some() {
+        println!("cargo:rustc-link-lib=openblas");
+    }
+}
