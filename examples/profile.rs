@@ -61,9 +61,9 @@ fn main() -> Result<()> {
     let graph = if options.evaluation {
         graphs::evaluation(model.as_ref(), shape)?
     } else {
-        graphs::whole_step(model.as_ref(), &config.optimizer, shape)?
+        graphs::whole_step(model.as_ref(), &config.optimizer, shape, config.train.precision)?
     };
-    let plan = Plan::new(&graph)?;
+    let plan = Plan::stored_in(&graph, config.train.precision)?;
     let mut store = Store::new(&Device::Cpu);
     let mut run = plan.prepare(&mut store)?;
     let mut builder = Builder::default();

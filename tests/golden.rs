@@ -3,7 +3,7 @@
 use lynx_gpu::config::{FeedForward, GptConfig, Init, Norm, OptimizerConfig, Positions, RopeLayout};
 use lynx_gpu::device::gpu::{Context, Options};
 use lynx_gpu::device::{Device, Executable, Store};
-use lynx_gpu::graph::Plan;
+use lynx_gpu::graph::{Plan, Precision};
 use lynx_gpu::models::gpt::Gpt;
 use lynx_gpu::models::session::graphs;
 use lynx_gpu::tensor::HostTensor;
@@ -148,7 +148,7 @@ fn agrees_with_pytorch(device: &Device) {
 
         let optimizer =
             OptimizerConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0, ..Default::default() };
-        let plan = Plan::new(&graphs::whole_step(&model, &optimizer, (batch, time)).unwrap()).unwrap();
+        let plan = Plan::new(&graphs::whole_step(&model, &optimizer, (batch, time), Precision::F32).unwrap()).unwrap();
         let mut store = Store::new(device);
         let mut exe = plan.prepare(&mut store).unwrap();
         write_weights(&golden, &mut store);

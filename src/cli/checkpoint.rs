@@ -43,7 +43,8 @@ impl Opened {
     pub fn session(&self, device: Device) -> Result<Session> {
         let model = setup::model(&self.config.model)?;
         let (optimizer, seed) = (self.config.optimizer.clone(), self.config.train.seed);
-        let mut session = Session::for_inference(model, self.tokenizer.clone(), optimizer, device, seed)?;
+        let mut session = Session::for_inference(model, self.tokenizer.clone(), optimizer, device, seed)?
+            .stored_in(self.config.train.precision);
         let weights = self.store.load_weights(self.which, &session.layout().weights)?;
         session.load_state(ModelState { weights, optimizer: vec![] })?;
         Ok(session)

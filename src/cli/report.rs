@@ -2,7 +2,7 @@
 
 use crate::data::ngram::BestNGram;
 use crate::graph::Plan;
-use crate::models::session::PlanReport;
+use crate::models::session::{PlanReport, lines};
 use crate::train::outcome::Outcome;
 use crate::train::run_dir::RunDir;
 use crate::{Error, Result};
@@ -61,9 +61,11 @@ pub fn plan(report: &PlanReport, json: bool) -> Result<()> {
         println!("{:width$}  {shape:>16}  {:>12}  {decays}", t.name, grouped(t.parameters as u64));
     }
     println!("{:width$}  {:>16}  {:>12}\n", "total", "", grouped(report.parameters as u64));
-    println!("memory plan");
-    for (name, n) in report.memory_lines() {
-        println!("  {name:<22} {:>12}  {:>16}", bytes(n), grouped(n));
+    println!("memory plan ({})", report.precision);
+    let full = report.memory_f32.as_ref().map(lines);
+    for (i, (name, n)) in report.memory_lines().into_iter().enumerate() {
+        let beside = full.as_ref().map_or(String::new(), |f| format!("   in f32 {:>12}", bytes(f[i].1)));
+        println!("  {name:<22} {:>12}  {:>16}{beside}", bytes(n), grouped(n));
     }
     match report.available_bytes {
         Some(have) => {

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::data::Cache;
 use crate::data::ngram;
 use crate::device::choose;
+use crate::graph::Precision;
 use crate::models::setup;
 use crate::ops::workloads::workloads;
 use crate::train::checkpoint::ModelFiles;
@@ -33,6 +34,9 @@ pub struct Args {
     /// auto, cpu, gpu, gpu:N or part of a device's name
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
+    /// What activations are stored in: f32, bf16 or f16
+    #[arg(long, value_name = "TYPE")]
+    precision: Option<Precision>,
     /// Folder of the run (default: runs/TIME-PRESET)
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -134,6 +138,9 @@ fn overrides(args: &Args) -> Vec<String> {
     sets.extend(args.set.iter().cloned());
     if let Some(device) = &args.device {
         sets.push(format!("run.device={device}"));
+    }
+    if let Some(precision) = args.precision {
+        sets.push(format!("train.precision={precision}"));
     }
     if let Some(out) = &args.out {
         let root = out.parent().filter(|p| !p.as_os_str().is_empty()).map_or(".".into(), |p| p.display().to_string());

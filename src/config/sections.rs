@@ -4,6 +4,7 @@ use crate::data::verbs::DEFAULT_SEED;
 use crate::data::verbs::split::Policy;
 use crate::data::{CorpusSource, Layout, Sampling};
 use crate::error::{Error, Result};
+use crate::graph::Precision;
 use serde::{Deserialize, Serialize};
 
 fn fail<T>(message: String) -> Result<T> {
@@ -85,6 +86,9 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Micro-batches whose gradients make one step.
     pub accumulation: usize,
+    /// `f32`, `bf16` or `f16`: what activations, and the weights that products read, are stored in. Arithmetic, master weights and
+    /// optimiser state are f32.
+    pub precision: Precision,
     /// Seed of the initial weights and of dropout.
     pub seed: u64,
     /// Steps between validations; 0 = only at the end.
@@ -200,6 +204,7 @@ impl Default for TrainConfig {
             steps: 2000,
             batch_size: 8,
             accumulation: 1,
+            precision: Precision::F32,
             seed: 42,
             eval_interval: 50,
             eval_batches: 0,

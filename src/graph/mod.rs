@@ -109,6 +109,13 @@ impl Graph {
         self.leaf(Kind::Input(name.into()), ty, name.into())
     }
 
+    /// The input called `name`, added if there is none yet.
+    pub fn shared_input(&mut self, name: &str, ty: TensorType) -> Value {
+        let known =
+            self.nodes.iter().position(|n| matches!(&n.kind, Kind::Input(i) if i == name) && n.outputs[0] == ty);
+        known.map_or_else(|| self.input(name, ty), |node| Value { node: node as u32, port: 0 })
+    }
+
     /// A tensor that keeps its value between runs. The same name gives the same variable; its type must then agree.
     pub fn variable(&mut self, name: &str, role: Role, ty: TensorType) -> Result<Value> {
         let known = self.nodes.iter().position(|n| matches!(&n.kind, Kind::Variable(v, _) if v == name));

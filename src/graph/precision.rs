@@ -38,6 +38,10 @@ impl Precision {
             Precision::F16 => Some(DType::F16),
         }
     }
+    /// Whether gradients would leave the type's range without a factor on the loss.
+    pub fn scales_loss(self) -> bool {
+        self == Precision::F16
+    }
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",

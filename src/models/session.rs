@@ -2,14 +2,16 @@
 //! evaluate it and sample from it. Implements what the training loop asks (`train::model::TrainModel`).
 
 pub mod graphs;
+pub mod loss_scale;
 mod report;
 
-pub use report::{PlanReport, TensorRow, TrainingPlans};
+use loss_scale::LossScale;
+pub use report::{PlanReport, TensorRow, TrainingPlans, lines};
 
 use super::LanguageModel;
 use crate::config::OptimizerConfig;
 use crate::device::{Device, Executable, Store};
-use crate::graph::Plan;
+use crate::graph::{Plan, Precision};
 use crate::infer::{Generation, NextToken, Sampling};
 use crate::nn::Parameter;
 use crate::tensor::{HostData, HostTensor};
@@ -20,6 +22,17 @@ use crate::train::model::{
 };
 use crate::{Error, Result};
 use std::collections::BTreeMap;
+
+/// What a training step is made of, besides the model and the optimiser.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Sequences and tokens per sequence of a micro-batch.
+    pub shape: (usize, usize),
+    /// Micro-batches.
+    pub accumulation: usize,
+    /// What activations, and the weights that products read, are stored in.
+    pub precision: Precision,
+}
 
 /// A plan and its executable.
 struct Ready {
@@ -34,9 +47,9 @@ pub struct Session {
     device: Device,
     store: Store,
     parameters: Vec<Parameter>,
-    /// Sequences and tokens per sequence of a training micro-batch.
-    shape: (usize, usize),
-    accumulation: usize,
+    training: Step,
+    /// The factor on the loss where gradients are stored in binary16.
+    loss_scale: Option<LossScale>,
     /// One plan when a step is one micro-batch; else one that adds a micro-batch's gradients and one that applies them.
     step: Vec<Ready>,
     /// By (batch, context).
@@ -51,14 +64,14 @@ impl Session {
         tokenizer: Tokenizer,
         optimizer: OptimizerConfig,
         device: Device,
-        shape: (usize, usize),
-        accumulation: usize,
+        step: Step,
         seed: u64,
     ) -> Result<Self> {
         let mut session = Self::for_inference(model, tokenizer, optimizer, device, seed)?;
-        (session.shape, session.accumulation) = (shape, accumulation);
+        session.training = step;
+        session.loss_scale = step.precision.scales_loss().then(LossScale::default);
         let (model, optimizer) = (session.model.as_ref(), &session.optimizer);
-        for plan in report::plans(model, &session.parameters, optimizer, shape, accumulation)? {
+        for plan in report::plans(model, &session.parameters, optimizer, step)? {
             let run = plan.prepare(&mut session.store)?;
             session.step.push(Ready { plan, run });
         }
@@ -85,8 +98,8 @@ impl Session {
             store.declare(&p.name, &crate::tensor::TensorType::f32(&p.shape))?;
             store.write(&p.name, &p.initial(seed))?;
         }
-        let (evaluation, step) = (BTreeMap::new(), Vec::new());
-        let (shape, accumulation, generation) = ((1, model.context()), 1, None);
+        let (evaluation, step, generation, loss_scale) = (BTreeMap::new(), Vec::new(), None, None);
+        let training = Step { shape: (1, model.context()), accumulation: 1, precision: Precision::F32 };
         Ok(Session {
             model,
             tokenizer,
@@ -94,12 +107,19 @@ impl Session {
             device,
             store,
             parameters,
-            shape,
-            accumulation,
+            training,
+            loss_scale,
             step,
             evaluation,
             generation,
         })
+    }
+
+    /// Evaluates and generates with values stored in `precision`.
+    pub fn stored_in(mut self, precision: Precision) -> Self {
+        self.training.precision = precision;
+        (self.evaluation, self.generation) = (BTreeMap::new(), None);
+        self
     }
 
     pub fn model(&self) -> &dyn LanguageModel {
@@ -117,6 +137,13 @@ impl Session {
     /// The plans of a training step, as they run on the device.
     pub fn plans(&self) -> impl Iterator<Item = &Plan> {
         self.step.iter().map(|r| &r.plan)
+    }
+    /// The factor on the loss, where training in this precision has one.
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.loss_scale
+    }
+    pub fn set_loss_scale(&mut self, scale: LossScale) {
+        self.loss_scale = self.loss_scale.map(|_| scale);
     }
     /// What the device runs differently from what was asked (fallbacks, splits).
     pub fn notes(&self) -> Vec<crate::device::ExecutionNotes> {
@@ -151,7 +178,7 @@ impl Session {
 
     /// Seed and counter of dropout's random numbers: every micro-batch has its own.
     fn rng(&self, info: &StepInfo, micro: usize) -> Option<[u32; 3]> {
-        let counter = info.step.wrapping_mul(self.accumulation as u64).wrapping_add(micro as u64);
+        let counter = info.step.wrapping_mul(self.training.accumulation as u64).wrapping_add(micro as u64);
         (self.model.dropout() > 0.0).then_some([info.seed as u32, (info.seed >> 32) as u32, counter as u32])
     }
 
@@ -176,11 +203,16 @@ impl Session {
         self.parameters.iter().enumerate().flat_map(of).collect()
     }
 
+    fn write_loss_scale(run: &mut dyn Executable, scale: Option<LossScale>) -> Result<()> {
+        scale.map_or(Ok(()), |s| run.write_input(LossScale::NAME, &HostTensor::scalar(s.scale())))
+    }
+
     fn train_whole(&mut self, batch: &Batch, info: &StepInfo) -> Result<StepStats> {
         let rng = self.rng(info, 0);
-        let ready = &mut self.step[0];
-        let run = ready.run.as_mut();
+        let scale = self.loss_scale;
+        let run = self.step[0].run.as_mut();
         Self::write_batch(run, batch, 1.0 / info.target_tokens as f64, rng)?;
+        Self::write_loss_scale(run, scale)?;
         graphs::write_hyper(run, &self.optimizer, info)?;
         run.run()?;
         Ok(StepStats { loss: Self::scalar(run, "loss")?, grad_norm: Self::scalar(run, "grad_norm")? })
@@ -190,19 +222,33 @@ impl Session {
         let mut loss = 0.0;
         for (i, batch) in batches.iter().enumerate() {
             let rng = self.rng(info, i);
+            let scale = self.loss_scale;
             let run = self.step[0].run.as_mut();
             Self::write_batch(run, batch, 1.0 / info.target_tokens as f64, rng)?;
+            Self::write_loss_scale(run, scale)?;
             // The first micro-batch starts the sums afresh.
             run.write_input("keep", &HostTensor::scalar(if i == 0 { 0.0 } else { 1.0 }))?;
             run.run()?;
             loss += Self::scalar(run, "loss")?;
         }
+        let scale = self.loss_scale;
         let run = self.step[1].run.as_mut();
+        Self::write_loss_scale(run, scale)?;
         graphs::write_hyper(run, &self.optimizer, info)?;
         // A loss that is not a number must not change the weights even if the gradients are.
         run.write_input("loss", &HostTensor::scalar(loss as f32))?;
         run.run()?;
         Ok(StepStats { loss, grad_norm: Self::scalar(run, "grad_norm")? })
+    }
+
+    /// One run of the step's plans. Changes no weight when a number is not finite.
+    fn attempt(&mut self, batches: &[Batch], info: &StepInfo) -> Result<StepStats> {
+        let accumulation = self.training.accumulation;
+        match batches {
+            [batch] if accumulation == 1 => self.train_whole(batch, info),
+            _ if batches.len() == accumulation => self.train_accumulated(batches, info),
+            _ => Err(Error::Graph(format!("{} micro-batches for a step of {accumulation}", batches.len()))),
+        }
     }
 
     fn read_named(&self, names: impl Iterator<Item = String>) -> Result<Vec<NamedTensor>> {
@@ -239,7 +285,7 @@ impl NextToken for Session {
             return Err(Error::Data(format!("{} tokens do not fit the context of 1 to {context}", tokens.len())));
         }
         if self.generation.is_none() {
-            let plan = Plan::new(&graphs::generation(self.model.as_ref())?)?;
+            let plan = Plan::stored_in(&graphs::generation(self.model.as_ref())?, self.training.precision)?;
             let run = plan.prepare(&mut self.store)?;
             self.generation = Some(Ready { plan, run });
         }
@@ -268,10 +314,20 @@ impl TrainModel for Session {
 
     fn train_step(&mut self, batches: &[Batch], info: &StepInfo) -> Result<StepStats> {
         batches.iter().try_for_each(|b| self.check_batch(b))?;
-        match batches {
-            [batch] if self.accumulation == 1 => self.train_whole(batch, info),
-            _ if batches.len() == self.accumulation => self.train_accumulated(batches, info),
-            _ => Err(Error::Graph(format!("{} micro-batches for a step of {}", batches.len(), self.accumulation))),
+        loop {
+            let stats = self.attempt(batches, info)?;
+            let Some(scale) = &mut self.loss_scale else { return Ok(stats) };
+            let finite = stats.loss.is_finite() && stats.grad_norm.is_finite();
+            let tried = scale.scale();
+            if finite {
+                scale.taken();
+                return Ok(stats);
+            }
+            // A loss that is not finite does not come from its scale.
+            if !stats.loss.is_finite() || !scale.back_off() {
+                return Ok(stats);
+            }
+            tracing::info!("step {}: gradients overflow with the loss times {tried}; taken again with half", info.step);
         }
     }
 
@@ -279,7 +335,8 @@ impl TrainModel for Session {
         self.check_batch(batch)?;
         let key = (batch.batch, batch.context);
         if !self.evaluation.contains_key(&key) {
-            let plan = Plan::new(&graphs::evaluation(self.model.as_ref(), key)?)?;
+            let graph = graphs::evaluation(self.model.as_ref(), key)?;
+            let plan = Plan::stored_in(&graph, self.training.precision)?;
             let run = plan.prepare(&mut self.store)?;
             self.evaluation.insert(key, Ready { plan, run });
         }
@@ -295,19 +352,27 @@ impl TrainModel for Session {
         let spec = |name: String, shape: &[usize]| TensorSpec { name, shape: shape.to_vec(), dtype: TensorType::F32 };
         StateLayout {
             weights: self.parameters.iter().map(|p| spec(p.name.clone(), &p.shape)).collect(),
-            optimizer: self.optimizer_names().into_iter().map(|(n, i)| spec(n, &self.parameters[i].shape)).collect(),
+            optimizer: self
+                .optimizer_names()
+                .into_iter()
+                .map(|(n, i)| spec(n, &self.parameters[i].shape))
+                .chain(self.loss_scale.map(|_| LossScale::spec()))
+                .collect(),
         }
     }
 
     fn state(&mut self) -> Result<ModelState> {
-        Ok(ModelState {
-            weights: self.read_named(self.parameters.iter().map(|p| p.name.clone()))?,
-            optimizer: self.read_named(self.optimizer_names().into_iter().map(|(n, _)| n))?,
-        })
+        let mut optimizer = self.read_named(self.optimizer_names().into_iter().map(|(n, _)| n))?;
+        optimizer.extend(self.loss_scale.map(|s| s.state()));
+        Ok(ModelState { weights: self.read_named(self.parameters.iter().map(|p| p.name.clone()))?, optimizer })
     }
 
     fn load_state(&mut self, state: ModelState) -> Result<()> {
         for t in state.weights.into_iter().chain(state.optimizer) {
+            if let (LossScale::NAME, TensorData::F32(values)) = (t.name.as_str(), &t.data) {
+                self.loss_scale = Some(LossScale::restore(values)?);
+                continue;
+            }
             let data = match t.data {
                 TensorData::F32(v) => HostData::F32(v),
                 TensorData::I32(v) => HostData::I32(v),
@@ -329,7 +394,8 @@ impl TrainModel for Session {
                 return Ok(Some(format!("{} (a weight)", p.name)));
             }
         }
-        let mut graph = graphs::gradient_only(self.model.as_ref(), self.shape)?;
+        let graph = graphs::gradient_only(self.model.as_ref(), self.training.shape)?;
+        let mut graph = graph.stored_in(self.training.precision)?;
         graph.expose_all();
         let plan = Plan::unoptimised(&graph)?;
         let mut run = plan.prepare(&mut self.store)?;

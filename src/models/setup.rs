@@ -1,7 +1,7 @@
 //! From a configuration to a model on a device.
 
 use super::gpt::Gpt;
-use super::session::TrainingPlans;
+use super::session::{Step, TrainingPlans};
 use super::{LanguageModel, Session};
 use crate::Result;
 use crate::config::{Config, ModelConfig};
@@ -17,14 +17,18 @@ pub fn model(config: &ModelConfig) -> Result<Box<dyn LanguageModel>> {
 
 /// A session ready to train `config` on `device`.
 pub fn training_session(config: &Config, tokenizer: &Tokenizer, device: Device) -> Result<Session> {
-    let shape = (config.train.batch_size, config.model.context());
-    let (optimizer, train) = (config.optimizer.clone(), &config.train);
     let model = model(&config.model)?;
-    Session::for_training(model, tokenizer.clone(), optimizer, device, shape, train.accumulation, train.seed)
+    let optimizer = config.optimizer.clone();
+    Session::for_training(model, tokenizer.clone(), optimizer, device, step(config), config.train.seed)
 }
 
 /// The plans of a training step of `config`, with nothing allocated.
 pub fn training_plans(config: &Config) -> Result<TrainingPlans> {
-    let shape = (config.train.batch_size, config.model.context());
-    TrainingPlans::new(model(&config.model)?.as_ref(), &config.optimizer, shape, config.train.accumulation)
+    TrainingPlans::new(model(&config.model)?.as_ref(), &config.optimizer, step(config))
+}
+
+fn step(config: &Config) -> Step {
+    let train = &config.train;
+    let shape = (train.batch_size, config.model.context());
+    Step { shape, accumulation: train.accumulation, precision: train.precision }
 }

@@ -1,11 +1,12 @@
 //! Exact softmax attention in the online form (Milakov and Gimelshein 2018; Dao et al. 2022, FlashAttention): no executor ever
 //! holds a queries x keys matrix. The gradient is in [`super::attention_grad`].
 
+use super::blocks::{any_half, by_rows, part};
 use super::{Case, Graph, Op, Sample, Spec, Values};
 use crate::device::gpu::tiles::AttentionForm;
 use crate::device::gpu::{Bind, Buf, Caps, Lowering, Params};
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
-use crate::graph::{Gradient, Value};
+use crate::graph::{Gradient, Storage, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
 use crate::{Error, Result};
 use kernels_cpu::attention::{AttentionShape, EMPTY_LSE};
@@ -176,7 +177,7 @@ pub(super) fn batch_bytes(s: &AttentionShape) -> [u64; 3] {
 }
 
 /// The part of a tensor with rows of `bytes` that holds the rows `range`.
-pub(super) fn part(range: &Range<usize>, bytes: u64) -> Range<u64> {
+pub(super) fn rows_part(range: &Range<usize>, bytes: u64) -> Range<u64> {
     range.start as u64 * bytes..range.end as u64 * bytes
 }
 
@@ -213,6 +214,17 @@ impl Kernel for Attention {
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
         let s = self.shape(&call.input(0).shape, &call.input(1).shape);
         let range = (call.inputs.len() > 3).then(|| call.i32(3));
+        if any_half(call) {
+            let n = s.batch.max(1);
+            let (q, kv, lse) = (s.q_len() / n, s.kv_len() / n, s.lse_len() / n);
+            let (inputs, outputs) = ([part(0, q), part(1, kv), part(2, kv)], [part(0, q), part(1, lse)]);
+            by_rows(call, s.batch, 1, inputs, outputs, |rows, [q, k, v], [o, lse]| {
+                let range = range.map(|r| &r[2 * rows.start..2 * rows.end]);
+                let s = AttentionShape { batch: rows.len(), ..s };
+                kernels_cpu::attention::attention_forward(&s, q, k, v, range, o, lse);
+            });
+            return Ok(());
+        }
         let (q, k, v) = (call.f32(0), call.f32(1), call.f32(2));
         kernels_cpu::attention::attention_forward(&s, q, k, v, range, call.out_f32(0), call.out_f32(1));
         Ok(())
@@ -226,11 +238,11 @@ impl Kernel for Attention {
         let stage = Stage { name: "forward", shape, rows, heads, flops, ranged };
         for batches in lowering.chunks(shape.batch, &[q, kv, lse], 0.0)? {
             let binds = vec![
-                lowering.read_part(Buf::In(0), part(&batches, q)),
-                lowering.read_part(Buf::In(1), part(&batches, kv)),
-                lowering.read_part(Buf::In(2), part(&batches, kv)),
-                lowering.write_part(Buf::Out(0), part(&batches, q)),
-                lowering.write_part(Buf::Out(1), part(&batches, lse)),
+                lowering.read_part(Buf::In(0), rows_part(&batches, q)),
+                lowering.read_part(Buf::In(1), rows_part(&batches, kv)),
+                lowering.read_part(Buf::In(2), rows_part(&batches, kv)),
+                lowering.write_part(Buf::Out(0), rows_part(&batches, q)),
+                lowering.write_part(Buf::Out(1), rows_part(&batches, lse)),
             ];
             stage.launch(lowering, batches, binds)?;
         }
@@ -243,6 +255,10 @@ impl Op for Attention {
         self.infer_output(inputs)?;
         let q = &inputs[0];
         Ok(vec![q.clone(), TensorType::f32(&[q.shape[0], q.shape[2], q.shape[1]])])
+    }
+
+    fn storage(&self, _: &[TensorType]) -> Storage {
+        Storage { reads: vec![0, 1, 2], writes: vec![0], ..Storage::default() }
     }
 
     fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
@@ -376,5 +392,11 @@ fn cases() -> Vec<Case> {
         inputs.extend(s.range_operand());
         Case::new(s.label, s.op, inputs).ulps(EXP_ULPS)
     };
-    settings().into_iter().map(case).collect()
+    let all: Vec<Case> = settings().into_iter().map(case).collect();
+    let halves = [DType::Bf16, DType::F16].into_iter().flat_map(|dtype| {
+        let stored = move |c: &Case| c.clone().stored(dtype, &[0, 1, 2], &[0]);
+        let mixed = all[5].clone().stored(dtype, &[0, 2], &[]);
+        all.iter().step_by(3).map(stored).chain([mixed]).collect::<Vec<_>>()
+    });
+    all.iter().cloned().chain(halves).collect()
 }

@@ -1,12 +1,14 @@
 //! The gradient of attention: probabilities are recomputed from `lse`, tile by tile (Dao et al. 2022, algorithm 4).
 
-use super::attention::{Attention, EXP_ULPS, Stage, batch_bytes, part, settings};
+use super::attention::{Attention, EXP_ULPS, Stage, batch_bytes, rows_part, settings};
+use super::blocks::{any_half, by_rows, part};
 use super::{Case, Op, Sample, Spec, Values};
 use crate::device::gpu::{Buf, Lowering};
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
-use crate::graph::{Gradient, Value};
-use crate::tensor::{RefTensor, TensorType};
+use crate::graph::{Gradient, Storage, Value};
+use crate::tensor::{DType, RefTensor, TensorType};
 use crate::{Error, Result};
+use kernels_cpu::attention::AttentionShape;
 
 /// Inputs: q, k, v, the attention's outputs o and lse, the gradient of o, and `key_range` where the attention has it.
 /// Outputs: the gradients of q, k and v. With P = exp(scale q k' - lse), dP = dO V' and delta = rowsum(dO * O):
@@ -44,6 +46,18 @@ impl Kernel for AttentionGrad {
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
         let s = self.0.shape(&call.input(0).shape, &call.input(1).shape);
         let range = (call.inputs.len() > 6).then(|| call.i32(6));
+        if any_half(call) {
+            let n = s.batch.max(1);
+            let (q, kv, lse) = (s.q_len() / n, s.kv_len() / n, s.lse_len() / n);
+            let inputs = [part(0, q), part(1, kv), part(2, kv), part(3, q), part(4, lse), part(5, q)];
+            let outputs = [part(0, q), part(1, kv), part(2, kv)];
+            by_rows(call, s.batch, 1, inputs, outputs, |rows, [q, k, v, o, lse, d_o], [dq, dk, dv]| {
+                let range = range.map(|r| &r[2 * rows.start..2 * rows.end]);
+                let s = AttentionShape { batch: rows.len(), ..s };
+                kernels_cpu::attention_grad::attention_backward(&s, q, k, v, o, lse, range, d_o, dq, dk, dv);
+            });
+            return Ok(());
+        }
         let [q, k, v, o, lse, d_o] = std::array::from_fn(|i| call.f32(i));
         let (dq, dk, dv) = (call.out_f32(0), call.out_f32(1), call.out_f32(2));
         kernels_cpu::attention_grad::attention_backward(&s, q, k, v, o, lse, range, d_o, dq, dk, dv);
@@ -62,8 +76,8 @@ impl Kernel for AttentionGrad {
         let dq = stage("dq", shape.queries, shape.heads, 6.0 * dim, ranged);
         let dkv = stage("dkv", shape.keys, shape.kv_heads, 8.0 * dim, ranged);
         for batches in lowering.chunks(shape.batch, &[q, kv, lse, 2 * lse], 0.0)? {
-            let read = |lowering: &Lowering, buf, bytes| lowering.read_part(buf, part(&batches, bytes));
-            let write = |lowering: &Lowering, buf, bytes| lowering.write_part(buf, part(&batches, bytes));
+            let read = |lowering: &Lowering, buf, bytes| lowering.read_part(buf, rows_part(&batches, bytes));
+            let write = |lowering: &Lowering, buf, bytes| lowering.write_part(buf, rows_part(&batches, bytes));
             let binds = vec![
                 read(lowering, Buf::In(3), q),
                 read(lowering, Buf::In(5), q),
@@ -103,6 +117,10 @@ impl Op for AttentionGrad {
         Ok(forward[..3].to_vec())
     }
 
+    fn storage(&self, _: &[TensorType]) -> Storage {
+        Storage { reads: vec![0, 1, 2, 3, 5], writes: vec![0, 1, 2], ..Storage::default() }
+    }
+
     fn gradient(&self, _: &mut Gradient) -> Result<Vec<Option<Value>>> {
         Err(Error::Graph("the second derivative of attention is not implemented".into()))
     }
@@ -137,5 +155,11 @@ fn sizes() -> Vec<Case> {
 fn cases() -> Vec<Case> {
     // Attention's own cases check the gradient against differences; these feed it operands no attention made. With huge scores
     // the two are one: only a consistent lse keeps probabilities finite.
-    settings().into_iter().filter(|s| s.deviation == 1.0).map(case).collect()
+    let all: Vec<Case> = settings().into_iter().filter(|s| s.deviation == 1.0).map(case).collect();
+    let halves = [DType::Bf16, DType::F16].into_iter().flat_map(|dtype| {
+        let stored = move |c: &Case| c.clone().stored(dtype, &[0, 1, 2, 3, 5], &[0, 1, 2]);
+        let mixed = all[5].clone().stored(dtype, &[0, 2], &[1]);
+        all.iter().step_by(3).map(stored).chain([mixed]).collect::<Vec<_>>()
+    });
+    all.iter().cloned().chain(halves).collect()
 }

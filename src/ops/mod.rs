@@ -2,6 +2,7 @@
 //! cases), a shader in `shaders/`, a kernel in `kernels-cpu`. Adding an operator is adding its name to the list below; parity
 //! tests, gradient checks, `verify` and benchmarks find it there.
 
+mod blocks;
 pub mod case;
 pub mod check;
 #[cfg(test)]

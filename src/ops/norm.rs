@@ -2,12 +2,13 @@
 
 mod grad;
 
+use super::blocks::{any_half, by_rows, part};
 use super::rows::RowKernel;
 use super::{Case, Graph, Op, Sample, Spec, Values};
 use crate::Result;
 use crate::device::gpu::{Buf, Lowering};
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
-use crate::graph::{Gradient, Value};
+use crate::graph::{Gradient, Storage, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
 use crate::{Error, shader};
 use grad::{NormGradParams, NormGradX};
@@ -69,6 +70,10 @@ impl Kernel for Norm {
 
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
         let (rows, d) = call.output(0).rows();
+        if any_half(call) {
+            self.cpu_half(call, rows, d);
+            return Ok(());
+        }
         let (x, gamma, y) = (call.f32(0), call.f32(1), call.out_f32(0));
         match self.kind {
             NormKind::Layer { beta } => {
@@ -106,6 +111,29 @@ impl Kernel for Norm {
     }
 }
 
+impl Norm {
+    /// On the CPU, with y of 16 bits.
+    fn cpu_half(&self, call: &CpuCall, rows: usize, d: usize) {
+        // As many rows as stay in the first-level cache.
+        let block = (4096 / d.max(1)).max(1);
+        let gamma = call.f32(1);
+        match self.kind {
+            NormKind::Layer { beta } => {
+                let beta = beta.then(|| call.f32(2));
+                let outputs = [part(0, d), part(1, 1), part(2, 1)];
+                by_rows(call, rows, block, [part(0, d)], outputs, |r, [x], [y, mean, rstd]| {
+                    kernels_cpu::norm::layer_norm(x, r.len(), d, gamma, beta, self.eps, y, mean, rstd);
+                });
+            }
+            NormKind::Rms { plus_one } => {
+                by_rows(call, rows, block, [part(0, d)], [part(0, d), part(1, 1)], |r, [x], [y, rstd]| {
+                    kernels_cpu::norm::rms_norm(x, r.len(), d, gamma, plus_one, self.eps, y, rstd);
+                });
+            }
+        }
+    }
+}
+
 impl Op for Norm {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let expected = 2 + self.kind.beta() as usize;
@@ -124,6 +152,10 @@ impl Op for Norm {
             outputs.push(stat);
         }
         Ok(outputs)
+    }
+
+    fn storage(&self, _: &[TensorType]) -> Storage {
+        Storage { writes: vec![0], ..Storage::default() }
     }
 
     fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
@@ -235,10 +267,16 @@ fn cases() -> Vec<Case> {
         }
         cases.push(case("zeros", kind, Sample::new(&[3, 20], Values::Fixed(vec![0.0; 60]))));
         cases.push(case("offset", kind, Sample::new(&[3, 200], Values::Uniform(10.0, 11.0))));
+        for (dtype, shape) in
+            [(DType::Bf16, &[33, 65][..]), (DType::F16, &[3, 64]), (DType::Bf16, &[1]), (DType::F16, &[0, 4])]
+        {
+            cases.push(case("stored", kind, Sample::normal(shape)).stored(dtype, &[], &[0]));
+        }
         cases.push(case("large offset", kind, Sample::new(&[3, 200], Values::Uniform(1000.0, 1001.0))).forward_only());
     }
     for kind in [NormKind::Layer { beta: true }, NormKind::Rms { plus_one: false }] {
         cases.push(case("many", kind, Sample::normal(&[1023, 300])));
+        cases.push(case("many stored", kind, Sample::normal(&[1023, 301])).stored(DType::Bf16, &[], &[0]));
         cases.push(case("long", kind, Sample::normal(&[3, 20_001])));
     }
     cases

@@ -1,9 +1,10 @@
 //! The graphs of a training step, of evaluation and of generation.
 
+use super::loss_scale::LossScale;
 use crate::Result;
 use crate::config::{OptimizerConfig, OptimizerKind};
 use crate::device::Executable;
-use crate::graph::{Graph, Role, Value};
+use crate::graph::{Graph, Precision, Role, Value};
 use crate::models::LanguageModel;
 use crate::nn::{Builder, Dropout, Parameter};
 use crate::ops::optimizer::{AdamW, SgdMomentum};
@@ -53,26 +54,45 @@ pub fn evaluation(model: &dyn LanguageModel, shape: (usize, usize)) -> Result<Gr
     Ok(graph)
 }
 
+/// The loss as it is differentiated: binary16 has it scaled by the input `loss_scale` (see `loss_scale`).
+fn scaled(graph: &mut Graph, loss: Value, precision: Precision) -> Result<Value> {
+    match loss_scale(graph, precision) {
+        Some(scale) => graph.mul(loss, scale),
+        None => Ok(loss),
+    }
+}
+
+fn loss_scale(graph: &mut Graph, precision: Precision) -> Option<Value> {
+    precision.scales_loss().then(|| graph.shared_input(LossScale::NAME, TensorType::f32(&[])))
+}
+
 /// One forward and backward pass and the update, in one plan.
-pub fn whole_step(model: &dyn LanguageModel, optimizer: &OptimizerConfig, shape: (usize, usize)) -> Result<Graph> {
+pub fn whole_step(
+    model: &dyn LanguageModel,
+    optimizer: &OptimizerConfig,
+    shape: (usize, usize),
+    precision: Precision,
+) -> Result<Graph> {
     let Forward { builder, loss } = forward(model, shape, true)?;
     let (mut graph, parameters) = (builder.graph, builder.parameters);
     keep_outputs(&mut graph, &["loss"]);
     let weights = weights(&mut graph, &parameters)?;
-    let grads = graph.gradients(loss, &weights)?;
+    let scaled = scaled(&mut graph, loss, precision)?;
+    let grads = graph.gradients(scaled, &weights)?;
     grads.iter().for_each(|g| graph.tag(*g, Role::Gradient));
-    update(&mut graph, &parameters, &weights, &grads, loss, optimizer)?;
+    update(&mut graph, &parameters, &weights, &grads, loss, optimizer, precision)?;
     Ok(graph)
 }
 
 /// Adds one micro-batch's gradients to the sums: `sum = sum * keep + gradient`.
-pub fn micro_step(model: &dyn LanguageModel, shape: (usize, usize)) -> Result<Graph> {
+pub fn micro_step(model: &dyn LanguageModel, shape: (usize, usize), precision: Precision) -> Result<Graph> {
     let Forward { builder, loss } = forward(model, shape, true)?;
     let (mut graph, parameters) = (builder.graph, builder.parameters);
     keep_outputs(&mut graph, &["loss"]);
     let keep = graph.input("keep", TensorType::f32(&[]));
     let weights = weights(&mut graph, &parameters)?;
-    let grads = graph.gradients(loss, &weights)?;
+    let scaled = scaled(&mut graph, loss, precision)?;
+    let grads = graph.gradients(scaled, &weights)?;
     for (p, g) in parameters.iter().zip(grads) {
         let sum = graph.variable(&format!("gradient.{}", p.name), Role::Gradient, TensorType::f32(&p.shape))?;
         let zero = graph.constant(HostTensor::scalar(0.0));
@@ -86,7 +106,7 @@ pub fn micro_step(model: &dyn LanguageModel, shape: (usize, usize)) -> Result<Gr
 }
 
 /// Applies the summed gradients.
-pub fn apply_step(parameters: &[Parameter], optimizer: &OptimizerConfig) -> Result<Graph> {
+pub fn apply_step(parameters: &[Parameter], optimizer: &OptimizerConfig, precision: Precision) -> Result<Graph> {
     let mut graph = Graph::new();
     let loss = graph.input("loss", TensorType::f32(&[]));
     let weights = weights(&mut graph, parameters)?;
@@ -94,7 +114,7 @@ pub fn apply_step(parameters: &[Parameter], optimizer: &OptimizerConfig) -> Resu
     for p in parameters {
         grads.push(graph.variable(&format!("gradient.{}", p.name), Role::Gradient, TensorType::f32(&p.shape))?);
     }
-    update(&mut graph, parameters, &weights, &grads, loss, optimizer)?;
+    update(&mut graph, parameters, &weights, &grads, loss, optimizer, precision)?;
     Ok(graph)
 }
 
@@ -145,10 +165,18 @@ fn update(
     grads: &[Value],
     loss: Value,
     optimizer: &OptimizerConfig,
+    precision: Precision,
 ) -> Result<()> {
-    let norm = graph.global_norm(grads)?;
+    let mut norm = graph.global_norm(grads)?;
+    let inverse = match loss_scale(graph, precision) {
+        Some(scale) => Some(graph.recip(scale)?),
+        None => None,
+    };
+    if let Some(inverse) = inverse {
+        norm = graph.mul(norm, inverse)?;
+    }
     graph.output("grad_norm", norm);
-    let scale = guarded_scale(graph, norm, loss, optimizer.clip)?;
+    let scale = guarded_scale(graph, norm, loss, optimizer.clip, inverse)?;
     let hyper = graph.input("hyper", TensorType::f32(&[hyper_values(optimizer, 1, 0.0).len()]));
     for ((p, w), g) in parameters.iter().zip(weights).zip(grads) {
         let ty = TensorType::f32(&p.shape);
@@ -181,11 +209,14 @@ fn adamw(o: &OptimizerConfig, weight_decay: f32) -> AdamW {
     AdamW { beta1: o.beta1 as f32, beta2: o.beta2 as f32, eps: o.eps as f32, weight_decay }
 }
 
-/// The factor on all gradients: 1, or what brings their norm down to `clip`; negative, which the optimisers take as "change
+/// The factor on all gradients: 1, or what brings their norm down to `clip`, times `inverse` of the loss scale; negative, which the optimisers take as "change
 /// nothing", when the norm or the loss is not finite (a comparison with NaN is false).
-fn guarded_scale(graph: &mut Graph, norm: Value, loss: Value, clip: f64) -> Result<Value> {
+fn guarded_scale(graph: &mut Graph, norm: Value, loss: Value, clip: f64, inverse: Option<Value>) -> Result<Value> {
     let one = graph.constant(HostTensor::scalar(1.0));
-    let scale = if clip > 0.0 { graph.clip_scale(norm, clip as f32)? } else { one };
+    let mut scale = if clip > 0.0 { graph.clip_scale(norm, clip as f32)? } else { one };
+    if let Some(inverse) = inverse {
+        scale = graph.mul(scale, inverse)?;
+    }
     let largest = graph.constant(HostTensor::scalar(f32::MAX));
     let stop = graph.constant(HostTensor::scalar(-1.0));
     let size = graph.abs(loss)?;

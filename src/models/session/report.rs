@@ -1,10 +1,10 @@
 //! What a training plan will need, before it runs: the table of parameters, the memory plan, FLOPs and bytes per step.
 
-use super::{Session, graphs};
+use super::{Session, Step, graphs};
 use crate::Result;
 use crate::config::OptimizerConfig;
 use crate::device::{Cost, Device, ExecutionNotes, host, probe};
-use crate::graph::{MemoryReport, Plan};
+use crate::graph::{MemoryReport, Plan, Precision};
 use crate::models::LanguageModel;
 use crate::nn::Parameter;
 use serde::Serialize;
@@ -23,6 +23,10 @@ pub struct PlanReport {
     pub device: String,
     pub tensors: Vec<TensorRow>,
     pub parameters: usize,
+    /// What activations, and the weights that products read, are stored in.
+    pub precision: Precision,
+    /// The memory of the same step in f32, where it is another one and was planned too (dry runs).
+    pub memory_f32: Option<MemoryReport>,
     /// Bytes by purpose. Weights, gradients and optimiser state are shared by the plans and counted once.
     pub memory: MemoryReport,
     pub total_bytes: u64,
@@ -43,28 +47,29 @@ pub struct PlanReport {
 pub struct TrainingPlans {
     summary: String,
     parameters: Vec<Parameter>,
-    /// Sequences and tokens per sequence of a micro-batch.
-    shape: (usize, usize),
-    accumulation: usize,
+    step: Step,
     pub plans: Vec<Plan>,
+    /// The plans of the same step in f32, where it is stored in another precision.
+    full: Vec<Plan>,
 }
 
 impl TrainingPlans {
-    pub fn new(
-        model: &dyn LanguageModel,
-        optimizer: &OptimizerConfig,
-        shape: (usize, usize),
-        accumulation: usize,
-    ) -> Result<Self> {
+    pub fn new(model: &dyn LanguageModel, optimizer: &OptimizerConfig, step: Step) -> Result<Self> {
         let (summary, parameters) = (model.summary(), model.parameters()?);
-        let plans = plans(model, &parameters, optimizer, shape, accumulation)?;
-        Ok(TrainingPlans { summary, parameters, shape, accumulation, plans })
+        let made = plans(model, &parameters, optimizer, step)?;
+        let full = match step.precision {
+            Precision::F32 => vec![],
+            _ => plans(model, &parameters, optimizer, Step { precision: Precision::F32, ..step })?,
+        };
+        Ok(TrainingPlans { summary, parameters, step, plans: made, full })
     }
 
     /// What the plans will need on `device`.
     pub fn report(&self, device: &Device) -> PlanReport {
-        let plans = self.plans.iter().collect();
-        report(self.summary.clone(), &self.parameters, device, plans, self.shape, self.accumulation)
+        let of =
+            |plans: &[Plan]| report(self.summary.clone(), &self.parameters, device, plans.iter().collect(), self.step);
+        let memory_f32 = (!self.full.is_empty()).then(|| of(&self.full).memory);
+        PlanReport { memory_f32, ..of(&self.plans) }
     }
 }
 
@@ -73,21 +78,21 @@ pub(super) fn plans(
     model: &dyn LanguageModel,
     parameters: &[Parameter],
     optimizer: &OptimizerConfig,
-    shape: (usize, usize),
-    accumulation: usize,
+    Step { shape, accumulation, precision }: Step,
 ) -> Result<Vec<Plan>> {
     if accumulation == 1 {
-        return Ok(vec![Plan::new(&graphs::whole_step(model, optimizer, shape)?)?]);
+        let graph = graphs::whole_step(model, optimizer, shape, precision)?;
+        return Ok(vec![Plan::stored_in(&graph, precision)?]);
     }
-    let micro = graphs::micro_step(model, shape)?;
-    let apply = graphs::apply_step(parameters, optimizer)?;
-    Ok(vec![Plan::new(&micro)?, Plan::new(&apply)?])
+    let micro = graphs::micro_step(model, shape, precision)?;
+    let apply = graphs::apply_step(parameters, optimizer, precision)?;
+    Ok(vec![Plan::stored_in(&micro, precision)?, Plan::stored_in(&apply, precision)?])
 }
 
 impl Session {
     pub fn report(&self) -> PlanReport {
         let plans = self.plans().collect();
-        report(self.model.summary(), &self.parameters, &self.device, plans, self.shape, self.accumulation)
+        report(self.model.summary(), &self.parameters, &self.device, plans, self.training)
     }
 }
 
@@ -96,8 +101,7 @@ fn report(
     parameters: &[Parameter],
     device: &Device,
     plans: Vec<&Plan>,
-    shape: (usize, usize),
-    accumulation: usize,
+    Step { shape, accumulation, precision }: Step,
 ) -> PlanReport {
     let mut memory = MemoryReport::default();
     let mut cost = Cost::default();
@@ -132,6 +136,8 @@ fn report(
         tensors,
         total_bytes: memory.total(),
         memory,
+        precision,
+        memory_f32: None,
         available_bytes: available_bytes(device),
         cost,
         tokens_per_step: shape.0 * shape.1 * accumulation,
@@ -144,18 +150,22 @@ fn report(
 
 impl PlanReport {
     pub fn memory_lines(&self) -> Vec<(String, u64)> {
-        let m = &self.memory;
-        let lines = [
-            ("weights", m.weights),
-            ("gradients", m.gradients),
-            ("optimizer", m.optimizer),
-            ("activations", m.activations),
-            ("workspace", m.workspace),
-            ("inputs and constants", m.other),
-            ("total", m.total()),
-        ];
-        lines.map(|(n, b)| (n.to_string(), b)).into()
+        lines(&self.memory)
     }
+}
+
+/// Bytes by purpose, in the order to print.
+pub fn lines(m: &MemoryReport) -> Vec<(String, u64)> {
+    let lines = [
+        ("weights", m.weights),
+        ("gradients", m.gradients),
+        ("optimizer", m.optimizer),
+        ("activations", m.activations),
+        ("workspace", m.workspace),
+        ("inputs and constants", m.other),
+        ("total", m.total()),
+    ];
+    lines.map(|(n, b)| (n.to_string(), b)).into()
 }
 
 impl Session {
