@@ -28,6 +28,9 @@ pub enum Error {
     /// Training produced a number that is not finite. Exit code 8.
     #[error("numerics: {0}")]
     Numerics(String),
+    /// A comparison found something that got slower beyond noise. Exit code 9.
+    #[error("{0}")]
+    Slower(String),
     /// The user asked to stop (Ctrl-C, SIGTERM); state was saved. Exit code 130.
     #[error("{0}")]
     Interrupted(String),
@@ -60,6 +63,7 @@ impl Error {
             Error::Checkpoint(_) => 6,
             Error::Io { .. } => 7,
             Error::Numerics(_) => 8,
+            Error::Slower(_) => 9,
             Error::Interrupted(_) => 130,
             Error::Terminated(_) => 143,
         }

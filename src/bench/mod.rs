@@ -1,14 +1,20 @@
 //! The roofline: what a device can do at most, measured, and how far under that each kernel stands. `report` is what a
 //! measurement gives; everything that is printed, drawn or compared is made from it. `docs/roofline.md` says how it is measured.
 
+pub mod chart;
+pub mod compare;
 mod cpu;
 pub mod crossover;
+pub mod describe;
 pub mod dots;
 mod host;
 mod levels;
 mod nothing;
 pub mod report;
+pub mod schema;
+pub mod table;
 mod targets;
+pub mod terminal;
 mod timing;
 
 pub use report::Report;
