@@ -195,9 +195,15 @@ fn geometric_mean(changes: &[Change]) -> Option<f64> {
     (!logs.is_empty()).then(|| (logs.iter().sum::<f64>() / logs.len() as f64).exp())
 }
 
+/// The quartiles' distance over the median, and one standard error of it on top: few samples may lie together by chance. (Of n normal
+/// samples that error is 1.17 / sqrt(n) of the distance.)
+fn spread(stat: &Stat) -> f64 {
+    stat.spread() * (1.0 + 1.17 / (stat.samples.max(1) as f64).sqrt())
+}
+
 /// Of times.
 fn change(name: String, old: &Stat, new: &Stat) -> Change {
-    let noise = LEAST.max(QUARTILES * old.spread().hypot(new.spread()));
+    let noise = LEAST.max(QUARTILES * spread(old).hypot(spread(new)));
     // Logarithms treat "twice as fast" and "half as fast" alike.
     let (median, best) = ((old.median / new.median).ln(), (old.best / new.best).ln());
     let beyond = noise.ln_1p();

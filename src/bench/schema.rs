@@ -27,9 +27,8 @@ pub fn parse(text: &str, path: &Path) -> Result<Report> {
             )));
         }
         None => {
-            return Err(wrong(format!(
-                "no key `schema`: this is no roofline report; give the roofline.json that `lynx-gpu bench --roofline` wrote"
-            )));
+            let what = "no key `schema`: this is no roofline report; give the roofline.json that `lynx-gpu bench --roofline` wrote";
+            return Err(wrong(what.to_string()));
         }
     }
     match value.get("version").and_then(Value::as_u64) {

@@ -11,12 +11,10 @@ fn measured(seed: u64, jitter: f64, whole_run: f64, samples: usize) -> Report {
     let mut noise = Noise(seed);
     for device in &mut report.devices {
         for dot in &mut device.dots {
-            let mut again = |was: Stat| {
+            for seconds in std::iter::once(&mut dot.seconds).chain(&mut dot.device_seconds) {
                 let late = 1.0 + whole_run * noise.normal().abs();
-                timings(&mut noise, was.best * late, jitter, samples)
-            };
-            dot.seconds = again(dot.seconds);
-            dot.device_seconds = dot.device_seconds.map(again);
+                *seconds = timings(&mut noise, seconds.best * late, jitter, samples);
+            }
         }
     }
     report

@@ -320,10 +320,9 @@ impl Figure<'_> {
                 let label = label.anchor(Anchor::Middle);
                 let ring = |gap: f64| {
                     let label = label.clone();
-                    (0..16).map(move |turn| {
-                        // Upper right first, then around.
-                        let angle =
-                            -0.785 + [0, 8, 4, 12, 2, 14, 6, 10, 1, 15, 3, 13, 5, 11, 7, 9][turn] as f64 * 0.3927;
+                    // In sixteenths of a turn, clockwise from the right: the corners first, then the sides, then between.
+                    [14, 6, 2, 10, 0, 12, 4, 8, 15, 13, 1, 11, 3, 9, 5, 7].into_iter().map(move |turn| {
+                        let angle = f64::from(turn) * std::f64::consts::FRAC_PI_8;
                         let centre = (x + (gap + half) * angle.cos(), y + (gap + capital / 2.0) * angle.sin());
                         Text { at: (centre.0, centre.1 + capital / 2.0), ..label.clone() }
                     })
