@@ -8,7 +8,7 @@
 
 mod render;
 
-use super::report::{DeviceReport, Dot, Report, Stat};
+use super::report::{DeviceReport, Dot, MemoryPoint, Report, Stat};
 use crate::{Error, Result};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -169,13 +169,14 @@ fn device(old: &DeviceReport, new: &DeviceReport) -> DeviceComparison {
         }
     }
     // Main memory: the largest working set that both measured, by each access.
-    for point in &new.ceilings.memory {
-        let was = old.ceilings.memory.iter().find(|p| p.access == point.access && p.working_set == point.working_set);
-        let largest =
-            !new.ceilings.memory.iter().any(|p| p.access == point.access && p.working_set > point.working_set);
-        if let Some(was) = was.filter(|_| largest) {
+    let same = |a: &MemoryPoint, b: &MemoryPoint| (a.access, a.streaming) == (b.access, b.streaming);
+    let measured = &new.ceilings.memory;
+    for point in measured.iter().filter(|p| !measured.iter().any(|q| same(p, q) && q.working_set > p.working_set)) {
+        let mut olds = old.ceilings.memory.iter();
+        if let Some(was) = olds.find(|p| same(p, point) && p.working_set == point.working_set) {
             let access = format!("{:?}", point.access).to_lowercase();
-            ceilings.push(rate_change(format!("memory {access}"), &was.rate, &point.rate));
+            let streaming = if point.streaming { ", streaming" } else { "" };
+            ceilings.push(rate_change(format!("memory {access}{streaming}"), &was.rate, &point.rate));
         }
     }
     DeviceComparison {

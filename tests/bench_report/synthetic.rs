@@ -175,12 +175,12 @@ fn dot(machine: &Machine, work: &Work, direction: Direction, noise: &mut Noise, 
 pub fn device(machine: &Machine, noise: &mut Noise, samples: usize) -> DeviceReport {
     let rate = |noise: &mut Noise, rate: f64| timings(noise, 1.0 / rate, 0.01, samples).rate(1.0);
     let mut memory = Vec::new();
-    for access in [Access::Read, Access::Write, Access::Copy, Access::Triad] {
+    for access in [Access::Read, Access::Write, Access::Copy, Access::Triad, Access::Update] {
         for power in 12..28 {
             let working_set = 1u64 << power;
             let level = machine.levels.iter().find(|(_, holds, _)| holds.is_none_or(|h| working_set <= h)).unwrap();
             let part = if access == Access::Read { 1.0 } else { 0.8 };
-            memory.push(MemoryPoint { access, working_set, rate: rate(noise, part * level.2) });
+            memory.push(MemoryPoint { access, streaming: false, working_set, rate: rate(noise, part * level.2) });
         }
     }
     let level = |&(name, holds, bytes_per_second): &(&str, Option<u64>, f64)| Level {
