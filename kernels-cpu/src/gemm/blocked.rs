@@ -12,12 +12,11 @@
 use super::buffer::{Buffers, with_panels, with_task_buffers};
 use super::epilogue::{Epilogue, finish_tile};
 use super::kernel::{Kernel, Tile};
-use super::matrix::MatrixMut;
+use super::matrix::{Matrix, MatrixMut};
 use super::pack::{Block, Lanes, pack};
 use crate::threads;
-use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Steps along k in a block: a tile's share of `a` fills half of L1, and its panel of `b` a tenth of L2.
 const BLOCK_STEPS: usize = 512;
@@ -97,7 +96,9 @@ struct Slab<'a> {
     packed_b: Shared,
     /// For each block and panel: [`EMPTY`], [`BUSY`] or [`READY`].
     states: Vec<AtomicU8>,
-    next: AtomicUsize,
+    /// Whether the micro-kernel reads an operand where it is.
+    a_direct: bool,
+    b_direct: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -115,6 +116,22 @@ const READY: u8 = 2;
 fn block_length(k: usize, depth: usize) -> usize {
     let blocks = k.div_ceil(BLOCK_STEPS * depth);
     k.div_ceil(blocks).next_multiple_of(8)
+}
+
+/// Rows that lie a multiple of this many `f32` apart share the same few sets of L1 and L2.
+const ALIASING: usize = 1024;
+
+/// Whether the rows of `a` are better read where they are than packed.
+fn a_direct(p: &Product, panels: usize) -> bool {
+    // Along a row every cache line serves 16 steps. Down a column it serves one, once for each panel of columns.
+    let most = if p.a.k.is_multiple_of(ALIASING) { 2 } else { 11 };
+    matches!(p.a.data, Matrix::F32(_)) && (p.a.k == 1 || panels <= most)
+}
+
+/// Whether the columns of `b` are better read where they are, which must be adjacent: each is read again for every tile of rows.
+fn b_direct(p: &Product) -> bool {
+    let most = if p.b.k.is_multiple_of(ALIASING) { 32 } else { 512 };
+    matches!(p.b.data, Matrix::F32(_)) && p.b.lane == 1 && p.m <= most
 }
 
 /// Computes a product with `m`, `n` and `k` of at least 1.
@@ -144,16 +161,15 @@ pub(super) fn run(product: &Product, kernel: &'static Kernel, parallel: bool) {
                 threads,
                 packed_b,
                 states,
-                next: AtomicUsize::new(0),
+                a_direct: kernel.depth == 1 && a_direct(product, panels),
+                b_direct: kernel.depth == 1 && b_direct(product),
             };
             slab.cut();
             if slab.threads == 1 {
-                slab.work();
+                (0..slab.tasks).for_each(|task| slab.task(task));
             } else {
                 let slab = &slab;
-                threads::install(|| {
-                    (0..slab.threads).into_par_iter().with_max_len(1).for_each(|_| slab.work());
-                });
+                threads::par_blocks(slab.tasks, 1, MIN_PARALLEL, |task, _| slab.task(task));
             }
         }
     });
@@ -182,20 +198,11 @@ impl Slab<'_> {
         self.threads = threads.min(self.tasks);
     }
 
-    /// Takes tasks until none is left.
-    fn work(&self) {
-        with_task_buffers(|buffers| {
-            loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= self.tasks {
-                    return;
-                }
-                self.task(task, buffers);
-            }
-        });
+    fn task(&self, task: usize) {
+        with_task_buffers(|buffers| self.rows_of(task, buffers));
     }
 
-    fn task(&self, task: usize, buffers: &mut Buffers) {
+    fn rows_of(&self, task: usize, buffers: &mut Buffers) {
         let p = self.product;
         let (row_task, group) = (task % self.row_tasks, task / self.row_tasks);
         let rows = row_task * self.rows..p.m.min((row_task + 1) * self.rows);
@@ -206,29 +213,44 @@ impl Slab<'_> {
             let k = first..p.k.min(first + self.block);
             let last = k.end == p.k && (!p.epilogue.is_none() || !matches!(p.c, Output::F32(_)));
             let a = Block { lanes: rows.clone(), k: k.clone(), width: kernel.rows, depth: kernel.depth };
-            let packed_a = buffers.a.reserve(a.len());
-            // SAFETY: the operands cover the product, and the buffer the block.
-            unsafe { pack(&p.a, &a, kernel.avx2, packed_a) };
             let steps = a.steps();
+            let (first_a, a_row, a_step) = match p.a.data {
+                Matrix::F32(data) if self.a_direct => {
+                    (data[rows.start * p.a.lane + k.start * p.a.k..].as_ptr(), p.a.lane, p.a.k)
+                }
+                _ => {
+                    let packed = buffers.a.reserve(a.len());
+                    // SAFETY: the operands cover the product, and the buffer the block.
+                    unsafe { pack(&p.a, &a, kernel.avx2, packed) };
+                    (packed.cast_const(), 1, kernel.rows)
+                }
+            };
+            // from the first row of one tile to that of the next
+            let next_a = if self.a_direct { kernel.rows * a_row } else { kernel.rows * steps };
             for i in 0..panels.len() {
                 let panel = panels.start + (start + i) % panels.len();
-                let (b, columns) = self.panel(panel, &k);
+                let (b, b_step, columns) = self.panel(panel, &k);
                 let vectors = columns.len().div_ceil(kernel.lanes);
-                let (sums, ldc) = match p.c {
-                    Output::F32(c) => (c.wrapping_add(rows.start * p.ldc + columns.start), p.ldc),
+                let (sums, ldc, next_c) = match p.c {
+                    Output::F32(c) => (c.wrapping_add(rows.start * p.ldc + columns.start), p.ldc, kernel.rows * p.ldc),
+                    // With all of k in one block the sums of a tile are final: one tile's place in L1 serves all.
+                    _ if self.block >= p.k => {
+                        (buffers.sums.reserve(kernel.rows * kernel.columns()), kernel.columns(), 0)
+                    }
                     // sums of the task's rows, for all columns of the slab
                     _ => {
                         let ld = self.columns.len().next_multiple_of(kernel.lanes);
-                        (buffers.sums.reserve(self.rows * ld).wrapping_add(columns.start - self.columns.start), ld)
+                        let sums = buffers.sums.reserve(self.rows * ld);
+                        (sums.wrapping_add(columns.start - self.columns.start), ld, kernel.rows * ld)
                     }
                 };
                 let mut tile = Tile {
                     k: steps,
-                    a: packed_a,
-                    a_row: 1,
-                    a_step: kernel.rows,
+                    a: first_a,
+                    a_row,
+                    a_step,
                     b,
-                    b_step: vectors * kernel.lanes,
+                    b_step,
                     c: sums,
                     ldc,
                     columns: columns.len(),
@@ -256,8 +278,8 @@ impl Slab<'_> {
                             )
                         };
                     }
-                    tile.a = tile.a.wrapping_add(kernel.rows * steps);
-                    tile.c = tile.c.wrapping_add(kernel.rows * ldc);
+                    tile.a = tile.a.wrapping_add(next_a);
+                    tile.c = tile.c.wrapping_add(next_c);
                 }
             }
         }
@@ -279,17 +301,23 @@ impl Slab<'_> {
     }
 
     /// A panel of `b` for the numbers `k`, packed by this thread or another, and its columns.
-    fn panel(&self, panel: usize, k: &Range<usize>) -> (*const f32, Range<usize>) {
+    fn panel(&self, panel: usize, k: &Range<usize>) -> (*const f32, usize, Range<usize>) {
         let (p, kernel) = (self.product, self.kernel);
         let width = kernel.columns();
         let columns = self.panel_columns(panel);
+        if let Matrix::F32(data) = p.b.data
+            && self.b_direct
+            && columns.len().is_multiple_of(kernel.lanes)
+        {
+            return (data[columns.start + k.start * p.b.k..].as_ptr(), p.b.k, columns);
+        }
+        let step = columns.len().next_multiple_of(kernel.lanes);
         let at = k.start / self.block * self.panels + panel;
         let packed = self.packed_b.0.wrapping_add(at * width * self.block.div_ceil(kernel.depth));
         let state = &self.states[at];
         if state.load(Ordering::Acquire) != READY {
             if state.compare_exchange(EMPTY, BUSY, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                let width = columns.len().next_multiple_of(kernel.lanes);
-                let block = Block { lanes: columns.clone(), k: k.clone(), width, depth: kernel.depth };
+                let block = Block { lanes: columns.clone(), k: k.clone(), width: step, depth: kernel.depth };
                 // SAFETY: the operands cover the product, and each panel has its own part of the buffer.
                 unsafe { pack(&p.b, &block, kernel.avx2, packed) };
                 state.store(READY, Ordering::Release);
@@ -303,6 +331,6 @@ impl Slab<'_> {
                 }
             }
         }
-        (packed, columns)
+        (packed, step, columns)
     }
 }

@@ -57,53 +57,55 @@ pub(super) unsafe fn finish_tile(
     if matches!(c, Output::F32(_)) && epilogue.is_none() {
         return;
     }
-    let old = if accumulate { c } else { Output::F32(std::ptr::null_mut()) };
     let bias = epilogue.bias.map(|b| b.tail(column));
-    for i in 0..rows {
-        let start = at + i * ldc;
-        let residual = epilogue.residual.map(|r| r.tail(start));
-        // SAFETY: a row of the tile, in `sums` and in the result.
-        unsafe {
-            let row = std::slice::from_raw_parts_mut(sums.add(i * ld), columns);
-            let old = match old {
-                Output::F32(_) => None,
-                Output::Bf16(c) => Some(Matrix::Bf16(std::slice::from_raw_parts(c.add(start), columns))),
-                Output::F16(c) => Some(Matrix::F16(std::slice::from_raw_parts(c.add(start), columns))),
-            };
-            finish_row(row, old, bias, epilogue.activation, residual);
-            match c {
-                Output::F32(_) => {}
-                Output::Bf16(c) => narrow_bf16(row, std::slice::from_raw_parts_mut(c.add(start), columns)),
-                Output::F16(c) => narrow_f16(row, std::slice::from_raw_parts_mut(c.add(start), columns)),
-            }
-        }
-    }
+    let (activation, residual) = (epilogue.activation, epilogue.residual.map(|r| r.tail(at)));
+    // SAFETY: the contract of this function.
+    unsafe { finish_rows(rows, columns, sums, ld, c.at(at), ldc, accumulate, bias, activation, residual) };
 }
 
 crate::multiversion! {
-    /// `row = activation(row + old + bias) + residual`; the operands have at least as many elements.
-    pub(super) fn finish_row<V>(row: &mut [f32], old: Option<Matrix>, bias: Option<Matrix>, activation: Activation, residual: Option<Matrix>) {
-        add(row, old);
-        add(row, bias);
-        match activation {
-            Activation::None => {}
-            Activation::Relu => apply(row, |x| x.max(0.0)),
-            Activation::Silu => apply(row, |x| math::silu::<V>(x)),
-            Activation::GeluTanh => apply(row, |x| math::gelu_tanh::<V>(x)),
-            Activation::GeluErf => apply(row, |x| math::gelu_erf::<V>(x)),
-        }
-        add(row, residual);
-    }
-
-    fn narrow_bf16<V>(row: &[f32], c: &mut [u16]) {
-        for (c, &x) in c.iter_mut().zip(row) {
-            *c = half::f32_to_bf16(x);
-        }
-    }
-
-    fn narrow_f16<V>(row: &[f32], c: &mut [u16]) {
-        for (c, &x) in c.iter_mut().zip(row) {
-            *c = half::f32_to_f16(x);
+    /// [`finish_tile`] with a result, a bias and a residual that start at the tile.
+    unsafe fn finish_rows<V>(
+        rows: usize,
+        columns: usize,
+        sums: *mut f32,
+        ld: usize,
+        c: Output,
+        ldc: usize,
+        accumulate: bool,
+        bias: Option<Matrix>,
+        activation: Activation,
+        residual: Option<Matrix>,
+    ) {
+        for i in 0..rows {
+            // SAFETY: a row of the tile, in `sums` and in the result.
+            let (row, c) = unsafe {
+                let c = match c {
+                    Output::F32(_) => None,
+                    Output::Bf16(c) => Some((std::slice::from_raw_parts_mut(c.add(i * ldc), columns), true)),
+                    Output::F16(c) => Some((std::slice::from_raw_parts_mut(c.add(i * ldc), columns), false)),
+                };
+                (std::slice::from_raw_parts_mut(sums.add(i * ld), columns), c)
+            };
+            if let Some((c, bf16)) = &c
+                && accumulate
+            {
+                add(row, Some(if *bf16 { Matrix::Bf16(c) } else { Matrix::F16(c) }));
+            }
+            add(row, bias);
+            match activation {
+                Activation::None => {}
+                Activation::Relu => apply(row, |x| x.max(0.0)),
+                Activation::Silu => apply(row, |x| math::silu::<V>(x)),
+                Activation::GeluTanh => apply(row, |x| math::gelu_tanh::<V>(x)),
+                Activation::GeluErf => apply(row, |x| math::gelu_erf::<V>(x)),
+            }
+            add(row, residual.map(|r| r.tail(i * ldc)));
+            match c {
+                None => {}
+                Some((c, true)) => c.iter_mut().zip(row).for_each(|(c, x)| *c = half::f32_to_bf16(*x)),
+                Some((c, false)) => c.iter_mut().zip(row).for_each(|(c, x)| *c = half::f32_to_f16(*x)),
+            }
         }
     }
 }

@@ -264,3 +264,107 @@ fn mixed_batches_agree_with_single_products() {
         assert_eq!(all, each);
     }
 }
+
+/// The micro-kernels that this processor can run.
+fn kernels() -> Vec<&'static Kernel> {
+    let mut kernels = vec![&portable::PORTABLE];
+    #[cfg(target_arch = "x86_64")]
+    {
+        let level = simd::detect();
+        if level >= Level::Avx2 {
+            kernels.push(&x86::AVX2);
+        }
+        if level >= Level::Avx512 {
+            kernels.push(&x86::AVX512);
+        }
+        if level >= Level::Avx512 && is_x86_feature_detected!("avx512bf16") {
+            kernels.push(&x86::AVX512_BF16);
+        }
+    }
+    kernels
+}
+
+#[test]
+fn every_micro_kernel_is_right_at_every_edge_of_its_tile() {
+    for kernel in kernels() {
+        // bfloat16 numbers suit every kernel
+        let format = usize::from(kernel.depth == 2);
+        let (rows, columns) = (kernel.rows, kernel.columns());
+        let ms = (GEMV_MAX_ROWS + 1..=2 * rows + 1).chain([5 * rows + 3]);
+        for m in ms {
+            for n in
+                [5, kernel.lanes, kernel.lanes + 1, columns - 1, columns, columns + 1, 2 * columns + kernel.lanes + 3]
+            {
+                for (k, ta, tb) in [
+                    (1, false, false),
+                    (7, true, false),
+                    (18, false, true),
+                    (33, true, true),
+                    (1031, n % 2 == 0, m % 2 == 0),
+                ] {
+                    let (a_bits, a) = stored(&data(m * k, 1), 1);
+                    let (b_bits, b) = stored(&data(k * n, 2), 1);
+                    let (lda, ldb, ldc) = (if ta { m } else { k }, if tb { k } else { n }, n + 1);
+                    let before = data(m * ldc, 3);
+                    let mut c = before.clone();
+                    let a_lanes = Strided::new(matrix(&a, &a_bits, format), lda, ta);
+                    let b_lanes = Strided::new(matrix(&b, &b_bits, format), ldb, tb);
+                    let out = Output::F32(c.as_mut_ptr());
+                    // SAFETY: operands and result have these shapes.
+                    unsafe { product(kernel, m, n, k, a_lanes, b_lanes, true, out, ldc, Epilogue::default(), true) };
+                    // a few elements of each row; all of them where rows or columns end
+                    for (i, j) in (0..m).flat_map(|i| (0..ldc).map(move |j| (i, j))) {
+                        if k > 100 && (i + j) % 17 != 0 && i + 1 != m && j + 1 < n {
+                            continue;
+                        }
+                        let at = i * ldc + j;
+                        if j == n {
+                            assert_eq!(c[at], before[at], "padding is left alone");
+                            continue;
+                        }
+                        let (product, size) = element(ta, tb, k, &a, lda, &b, ldb, i, j);
+                        let want = product + before[at] as f64;
+                        let bound = U * (k as f64 + 2.0) * (size + before[at].abs() as f64);
+                        let name = kernel.name;
+                        assert!((c[at] as f64 - want).abs() <= bound, "{name} {m} {n} {k} {ta} {tb}: {} {want}", c[at]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads_nor_on_the_other_rows() {
+    let (m, n, k) = (517, 391, 1300);
+    for format in [0, 1] {
+        let (a_bits, a) = stored(&data(m * k, 1), format);
+        let (b_bits, b) = stored(&data(k * n, 2), format);
+        let run = |m: usize, threads: usize| {
+            let mut c = vec![0.0; m * n];
+            let (a, b) = (matrix(&a, &a_bits, format), matrix(&b, &b_bits, format));
+            threads::with_threads(threads, || {
+                gemm_mixed(false, true, m, n, k, a, k, b, k, false, (&mut c[..]).into(), n, Epilogue::default());
+            });
+            c
+        };
+        let one = run(m, 1);
+        for threads in [2, 3, 7] {
+            assert!(run(m, threads) == one, "{threads} threads");
+        }
+        assert!(run(100, 2) == one[..100 * n], "fewer rows");
+    }
+}
+
+#[test]
+fn two_bfloat16_operands_take_dot_products_where_the_processor_has_them() {
+    let (f32s, bits) = ([0.0f32; 1], [0u16; 1]);
+    let name = kernel_name(Matrix::Bf16(&bits), Matrix::Bf16(&bits));
+    #[cfg(target_arch = "x86_64")]
+    if simd::level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16") {
+        assert_eq!(name, "avx512-bf16");
+        assert_eq!(kernel_name(Matrix::Bf16(&bits), Matrix::F32(&f32s)), "avx512");
+        return;
+    }
+    assert_eq!(name, kernel_name(Matrix::F32(&f32s), Matrix::F32(&f32s)));
+}

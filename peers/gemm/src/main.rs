@@ -58,6 +58,7 @@ fn shapes() -> Vec<(String, usize, usize, usize, &'static str)> {
             add(&format!("{preset} {layer} dw"), width, to, tokens, &["tn"]);
         }
         add(&format!("{preset} down"), tokens, width, 4 * width, &["nn"]);
+        add(&format!("{preset} down dw"), 4 * width, width, tokens, &["tn"]);
         add(&format!("{preset} logits"), tokens, 65, width, &["nn", "nt"]);
         add(&format!("{preset} logits dx"), tokens, width, 65, &["nn", "nt"]);
         add(&format!("{preset} logits dw"), 65, width, tokens, &["tn"]);
