@@ -1,5 +1,7 @@
 //! What is made of a roofline report: tables, plots, pictures, comparisons, the checked file.
 
+#[path = "bench_report/commands.rs"]
+mod commands;
 #[path = "bench_report/comparing.rs"]
 mod comparing;
 #[path = "bench_report/picture.rs"]

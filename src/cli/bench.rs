@@ -1,8 +1,9 @@
 //! `lynx-gpu bench`: what the devices of this machine can do at most, and how near each kernel comes.
 
-use crate::bench::{self, Options, Progress, Report};
+use crate::bench::{self, Options, Progress, Report, chart, compare, describe, schema, table, terminal};
 use crate::{Error, Result, cache};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -22,25 +23,82 @@ pub struct Args {
     /// Folder for roofline.json and the pictures
     #[arg(long, default_value = "roofline", value_name = "DIR")]
     out: PathBuf,
+    /// Say what got faster or slower beyond noise since this roofline.json; exit code 9 if anything got slower
+    #[arg(long, value_name = "OLD.json")]
+    compare: Option<PathBuf>,
+    /// Measure nothing: print, draw and compare this roofline.json
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["quick", "filter"])]
+    from: Option<PathBuf>,
+    /// Explain every quantity and the chart, and measure nothing
+    #[arg(long)]
+    describe: bool,
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
+    if args.describe {
+        print!("{}", describe::describe());
+        return Ok(());
+    }
     if !args.roofline {
         return Err(Error::Config("use --roofline".into()));
     }
     // Before minutes of measuring.
     writable(&args.out)?;
-    let options = Options { device: args.device, filter: args.filter, quick: args.quick };
-    let report = bench::roofline(&options, &mut Spinner::new())?;
-    let text = to_json(&report)?;
-    let path = args.out.join("roofline.json");
-    cache::replace(&path, text.as_bytes())?;
+    let old = args.compare.as_deref().map(schema::read).transpose()?;
+    let mut written = Vec::new();
+    let report = match &args.from {
+        Some(path) => schema::read(path)?,
+        None => {
+            let options = Options { device: args.device, filter: args.filter, quick: args.quick };
+            let report = bench::roofline(&options, &mut Spinner::new())?;
+            written.push(write(&args.out, "roofline.json", to_json(&report)?.as_bytes())?);
+            report
+        }
+    };
+    written.push(write(&args.out, "roofline.svg", chart::svg(&report)?.as_bytes())?);
+    written.push(write(&args.out, "roofline.png", &chart::png(&report)?)?);
+    let comparison = old.map(|old| compare::compare(&old, &report)).transpose();
     if json {
-        println!("{text}");
+        match &comparison {
+            Ok(Some(comparison)) => super::report::emit(comparison)?,
+            _ => println!("{}", to_json(&report)?),
+        }
     } else {
-        eprintln!("wrote {}", path.display());
+        let page = Page::of_stdout();
+        println!("{}", table::render(&report, page.columns, page.colour));
+        println!("{}", terminal::plot(&report, page.columns.min(120), page.rows.clamp(24, 36), page.colour));
+        if let Ok(Some(comparison)) = &comparison {
+            println!("{}", comparison.render(page.columns, page.colour));
+        }
+        eprintln!("wrote {}", written.join(", "));
     }
-    Ok(())
+    comparison?.map_or(Ok(()), |comparison| comparison.verdict())
+}
+
+fn write(folder: &Path, name: &str, contents: &[u8]) -> Result<String> {
+    let path = folder.join(name);
+    cache::replace(&path, contents)?;
+    Ok(path.display().to_string())
+}
+
+/// What there is to write on. https://no-color.org: any value but the empty one turns colours off.
+struct Page {
+    columns: usize,
+    rows: usize,
+    colour: bool,
+}
+
+impl Page {
+    fn of_stdout() -> Page {
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+        let number = |name: &str| set(name)?.to_str()?.parse().ok();
+        if !std::io::stdout().is_terminal() {
+            return Page { columns: number("COLUMNS").unwrap_or(100), rows: 30, colour: false };
+        }
+        let (columns, rows) = crossterm::terminal::size().unwrap_or((100, 30));
+        let dumb = set("TERM").is_some_and(|t| t == "dumb");
+        Page { columns: columns.into(), rows: rows.into(), colour: set("NO_COLOR").is_none() && !dumb }
+    }
 }
 
 fn to_json(report: &Report) -> Result<String> {

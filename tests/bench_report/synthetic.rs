@@ -235,6 +235,25 @@ pub fn device(machine: &Machine, noise: &mut Noise, samples: usize) -> DeviceRep
     }
 }
 
+fn crossovers() -> Vec<Crossover> {
+    vec![
+        Crossover {
+            operator: "matmul".into(),
+            direction: Direction::Forward,
+            gpu: "gpu:0".into(),
+            flops: Some(3.4e7),
+            case: Some("256x256x256".into()),
+        },
+        Crossover {
+            operator: "training step".into(),
+            direction: Direction::Step,
+            gpu: "gpu:1".into(),
+            flops: None,
+            case: None,
+        },
+    ]
+}
+
 pub fn report_of(machines: &[&Machine], seed: u64) -> Report {
     let mut noise = Noise(seed);
     Report {
@@ -255,22 +274,7 @@ pub fn report_of(machines: &[&Machine], seed: u64) -> Report {
         quick: false,
         filter: None,
         devices: machines.iter().map(|m| device(m, &mut noise, 30)).collect(),
-        crossovers: vec![
-            Crossover {
-                operator: "matmul".into(),
-                direction: Direction::Forward,
-                gpu: "gpu:0".into(),
-                flops: Some(3.4e7),
-                case: Some("256x256x256".into()),
-            },
-            Crossover {
-                operator: "training step".into(),
-                direction: Direction::Step,
-                gpu: "gpu:1".into(),
-                flops: None,
-                case: None,
-            },
-        ],
+        crossovers: crossovers().into_iter().filter(|c| machines.iter().any(|m| m.id == c.gpu)).collect(),
         warnings: vec!["cpu: times grew by 6 % from the first third to the last: heat or clocks".into()],
     }
 }
