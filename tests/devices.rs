@@ -1,7 +1,8 @@
 //! Choosing a device, losing one, and running out of room on one. The tests that need a GPU run on any, software ones too.
 
 use lynx_gpu::Error;
-use lynx_gpu::device::gpu::{Context, Options};
+use lynx_gpu::device::gpu::tiles::{Choices, Family};
+use lynx_gpu::device::gpu::{Context, Options, tune};
 use lynx_gpu::device::{Device, Executable, Store, probe};
 use lynx_gpu::graph::{Graph, Plan, Role};
 use lynx_gpu::ops::workloads::workloads;
@@ -370,4 +371,47 @@ fn pipelines_are_counted_once_for_a_context_and_come_from_the_cache_in_the_next_
     let (cold, warm) = (start("cold"), start("warm"));
     assert!(cold.0 > 0 && cold.1 < cold.0);
     assert_eq!(warm, (cold.0, cold.0));
+}
+
+#[test]
+fn the_tuner_times_every_form_of_a_family_and_keeps_one_that_the_device_can_run() {
+    let Some(context) = open(Options::default()) else { return };
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32(&[64, 256]));
+    let y = g.softmax(x, 1).unwrap();
+    g.output("result", y);
+    let work = Plan::new(&g).unwrap().work;
+    let tuned = tune::tune(&context, &[(Family::Rows, work)]).unwrap();
+    assert!(tuned.timings.len() > 1, "{tuned:?}");
+    assert!(tuned.timings.iter().all(|t| t.family == Family::Rows && t.seconds.len() == 1 && t.seconds[0] > 0.0));
+    assert_eq!(tuned.timings.iter().filter(|t| t.kept).count(), 1);
+    assert_eq!(tuned.choices.misfit(context.caps()), None);
+    let kept = tuned.timings.iter().find(|t| t.kept).unwrap();
+    let row = context.caps().class().choices();
+    assert_eq!(tuned.choices, kept.change.map_or(row, |change| change.of(row)));
+}
+
+#[test]
+fn what_the_tuner_found_is_used_when_a_device_is_opened_and_damage_is_a_warning() {
+    let Some(context) = open(Options::default()) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let devices = || {
+        let output = lynx(&["devices", "--json"], dir.path());
+        let listing: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let gpu = &listing["gpus"][0];
+        (gpu["kernels_tuned"].as_bool().unwrap(), gpu["kernels"]["split_tiles"].as_u64().unwrap(), stderr(&output))
+    };
+    let row = context.caps().class().choices();
+    assert_eq!((devices().0, devices().1), (false, row.split_tiles as u64));
+    let path = dir.path().join("tuned.json");
+    let tuned = Choices { split_tiles: 77, ..row };
+    probe::Memory::<Choices>::at(Some(path.clone())).put(&probe::gpu_key(context.info()), tuned);
+    assert_eq!((devices().0, devices().1), (true, 77));
+    let chosen = lynx(&["train", "--dry-run", "--device", "gpu"], dir.path());
+    assert!(chosen.status.success() && !stderr(&chosen).contains("tuned.json"), "{}", stderr(&chosen));
+    std::fs::write(&path, "{ damaged").unwrap();
+    let (used, split, warning) = devices();
+    assert!(!used && split == row.split_tiles as u64 && warning.contains("tuned.json is damaged"), "{warning}");
+    let chosen = lynx(&["train", "--dry-run", "--device", "gpu"], dir.path());
+    assert!(chosen.status.success() && stderr(&chosen).contains("tuned.json is damaged"), "{}", stderr(&chosen));
 }

@@ -1,14 +1,21 @@
 //! `lynx-gpu devices`: what GPUs and CPU this machine has, what they can do, and which one `auto` uses and why.
 
 use crate::device::choose::{self, Adapter};
-use crate::device::gpu::{Caps, Options, adapter};
+use crate::device::gpu::tiles::{COOPERATIVE_ERROR, Choices};
+use crate::device::gpu::tune::{self, Tuned};
+use crate::device::gpu::{Caps, Context, Options, adapter};
 use crate::device::host;
-use crate::ops::workloads::workloads;
+use crate::device::probe::{self, Memory};
+use crate::ops::workloads::{self, workloads};
 use crate::{Error, Result};
 use serde::Serialize;
 
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Time the forms of the kernels on each GPU, and remember the fastest for later runs (seconds on a GPU)
+    #[arg(long)]
+    tune: bool,
+}
 
 #[derive(Serialize)]
 struct Gpu {
@@ -24,6 +31,11 @@ struct Gpu {
     features_used: Vec<String>,
     features_absent: Vec<String>,
     caps: Caps,
+    /// Forms of kernels in use, and whether they are the table's or what the tuner found.
+    kernels: Choices,
+    kernels_tuned: bool,
+    /// Forms timed by `--tune`.
+    timings: Option<Tuned>,
 }
 
 #[derive(Serialize)]
@@ -40,8 +52,8 @@ struct Auto {
     reason: String,
 }
 
-pub fn run(_args: Args, json: bool) -> Result<()> {
-    let gpus = gpus();
+pub fn run(args: Args, json: bool) -> Result<()> {
+    let gpus = gpus(args.tune)?;
     let chosen = choose::choose("auto", workloads)?;
     let device = chosen.gpu.map_or_else(|| "cpu".to_string(), |i| format!("gpu:{i}"));
     let listing = Listing { cpu: host::cpu(), gpus, auto: Auto { device, reason: chosen.reason } };
@@ -55,7 +67,8 @@ pub fn run(_args: Args, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn gpus() -> Vec<Gpu> {
+/// The GPUs; with `tune`, each is tuned first, but for those that are reached better in another way.
+fn gpus(tune: bool) -> Result<Vec<Gpu>> {
     let adapters = choose::adapters();
     let summary: Vec<Adapter> = adapters.iter().map(|(a, _)| a.clone()).collect();
     let duplicates = choose::duplicates(&summary);
@@ -63,9 +76,15 @@ fn gpus() -> Vec<Gpu> {
         .iter()
         .enumerate()
         .map(|(i, (summary, adapter))| {
-            let (info, caps) = (adapter.get_info(), adapter::caps(adapter, &Options::default()));
+            let info = adapter.get_info();
+            let timings = if tune && duplicates[i].is_none() { Some(tuned(adapter)?) } else { None };
+            let (choices, warning) = choose::tuned(adapter, &Options::default());
+            if let Some(warning) = warning {
+                tracing::warn!("{warning}");
+            }
+            let caps = adapter::caps(adapter, &Options { choices, ..Options::default() });
             let (features_used, features_absent) = features(&caps);
-            Gpu {
+            Ok(Gpu {
                 id: format!("gpu:{i}"),
                 adapter: summary.clone(),
                 software: caps.software,
@@ -74,10 +93,47 @@ fn gpus() -> Vec<Gpu> {
                 same_gpu_as: duplicates[i].map(|d| format!("gpu:{d}")),
                 features_used,
                 features_absent,
+                kernels: caps.choices(),
+                kernels_tuned: choices.is_some(),
+                timings,
                 caps,
-            }
+            })
         })
         .collect()
+}
+
+/// Tunes an adapter and remembers the result.
+fn tuned(adapter: &wgpu::Adapter) -> Result<Tuned> {
+    let info = adapter.get_info();
+    eprintln!("tuning {} ...", info.name);
+    let context = Context::open(adapter, Options::default())?;
+    let tuned = tune::tune(&context, &workloads::tuning()?)?;
+    let mut memory = Memory::tuned();
+    memory.put(&probe::gpu_key(&info), tuned.choices);
+    if let Some(warning) = memory.warning {
+        tracing::warn!("{warning}");
+    }
+    Ok(tuned)
+}
+
+/// The table of what was timed, a line for each form.
+fn print_timings(tuned: &Tuned) {
+    println!("       tuned in {:.1} s (ms of each work; * is used)", tuned.seconds);
+    for t in &tuned.timings {
+        let form = t.change.map_or_else(|| "in use before".to_string(), |c| format!("{c:?}"));
+        let family = format!("{:?}", t.family).to_lowercase();
+        let times: String = t.seconds.iter().map(|s| format!(" {:>9.3}", 1e3 * s)).collect();
+        println!("       {} {family:<10} {form:<28}{times}", if t.kept { '*' } else { ' ' });
+    }
+}
+
+/// The forms of kernels in a line.
+fn kernels(c: &Choices) -> String {
+    let products = match c.matmul == c.matmul_small {
+        true => format!("products {:?}", c.matmul),
+        false => format!("products {:?} from {} tiles, else {:?}", c.matmul, c.large_tiles, c.matmul_small),
+    };
+    format!("{products}; vectors {:?}; attention {:?}; rows {:?}", c.gemv, c.attention, c.rows)
 }
 
 /// Optional features in words: those that will be used, and those the adapter lacks.
@@ -137,6 +193,14 @@ fn print(listing: &Listing) {
             if !list.is_empty() {
                 println!("       {title:<8} {}", list.join(", "));
             }
+        }
+        let origin = if gpu.kernels_tuned { "tuned on this GPU" } else { "from the table; try devices --tune" };
+        println!("       kernels  {} ({origin})", kernels(&gpu.kernels));
+        if gpu.caps.features.cooperative_matrix {
+            println!("       cooperative matrices {COOPERATIVE_ERROR}");
+        }
+        if let Some(timings) = &gpu.timings {
+            print_timings(timings);
         }
     }
     if listing.gpus.is_empty() {

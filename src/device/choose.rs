@@ -1,6 +1,7 @@
 //! Which device a run uses: `--device auto|cpu|gpu|gpu:N|<part of a name>`.
 
 use super::probe::{self, Measured, Memory, Workloads};
+use super::gpu::tiles::Choices;
 use super::{Device, gpu};
 use crate::{Error, Result};
 
@@ -224,9 +225,11 @@ fn open(
     workloads: impl FnOnce() -> Result<Workloads>,
 ) -> Result<Opened> {
     let info = adapter.get_info();
+    let (tuned, not_tuned) = tuned(adapter, &options);
+    options.choices = tuned;
     // Guesses do for a software GPU, which has no watchdog, and for checked shaders, which are not in a hurry.
     if (gpu::adapter::is_software(&info) || options.checked) && !compare {
-        return Ok((gpu::Context::open(adapter, options)?, None, None));
+        return Ok((gpu::Context::open(adapter, options)?, None, not_tuned));
     }
     let mut memory = Memory::open();
     let (gpu_key, cpu_key) = (probe::gpu_key(&info), probe::cpu_key(&super::host::cpu_model()));
@@ -254,7 +257,17 @@ fn open(
     }
     options.rates = on_gpu.map(|m| m.cautious_rates());
     let context = gpu::Context::open(adapter, options)?;
-    Ok((context, on_gpu.zip(on_cpu.filter(|_| compare)), memory.warning))
+    Ok((context, on_gpu.zip(on_cpu.filter(|_| compare)), memory.warning.or(not_tuned)))
+}
+
+/// The forms of kernels to open an adapter with: those asked for, else those that the tuner found; and a warning.
+pub fn tuned(adapter: &wgpu::Adapter, options: &gpu::Options) -> (Option<Choices>, Option<String>) {
+    if options.choices.is_some() {
+        return (options.choices, None);
+    }
+    let mut memory = Memory::tuned();
+    let choices = memory.get(&probe::gpu_key(&adapter.get_info()), &gpu::adapter::caps(adapter, options));
+    (choices, memory.warning)
 }
 
 #[cfg(test)]

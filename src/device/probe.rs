@@ -1,11 +1,15 @@
 //! A short measurement of a device: the rates that cut work for the watchdog, and how long a training-like step takes, which
 //! decides between an integrated GPU and the CPU beside it. Results are remembered per adapter, driver and program version.
 
+use super::gpu::Caps;
+use super::gpu::tiles::Choices;
 use super::{Cost, Device, Store, Work};
 use crate::tensor::{HostTensor, TensorType};
 use crate::{Error, Result, cache};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -83,25 +87,52 @@ fn time(device: &Device, work: &Work) -> Result<(f64, Cost)> {
 }
 
 /// Values of ordinary size: subnormals and overflows would be slow on some devices only.
-fn ramp(ty: &TensorType) -> HostTensor {
+pub(super) fn ramp(ty: &TensorType) -> HostTensor {
     let values = (0..ty.elements()).map(|i| ((i * 37 % 101) as f64 - 50.0) / 101.0).collect();
     crate::tensor::RefTensor::new(&ty.shape, values).to_host(ty.dtype)
 }
 
-/// Measurements of earlier runs: a JSON file in the cache folder.
+/// What earlier runs measured, of one kind: a JSON file in the cache folder, an entry for each device.
 #[derive(Debug)]
-pub struct Memory {
+pub struct Memory<T> {
     path: Option<PathBuf>,
-    entries: BTreeMap<String, Measured>,
+    /// Entries of another form are kept as they are: another version of this program may know them.
+    entries: BTreeMap<String, serde_json::Value>,
     /// Why earlier measurements are not used.
     pub warning: Option<String>,
+    kind: PhantomData<T>,
 }
 
-impl Memory {
+impl Memory<Measured> {
+    /// Speeds of devices.
     pub fn open() -> Self {
         Self::at(cache::folder().map(|f| f.join("devices.json")))
     }
 
+    pub fn get(&self, key: &str) -> Option<Measured> {
+        let sound = |m: &Measured| {
+            [m.flops_per_second, m.bytes_per_second, m.step_seconds].iter().all(|x| x.is_finite() && *x > 0.0)
+        };
+        self.entry(key).filter(sound)
+    }
+}
+
+impl Memory<Choices> {
+    /// What the tuner found.
+    pub fn tuned() -> Self {
+        Self::at(cache::folder().map(|f| f.join("tuned.json")))
+    }
+
+    /// The forms of kernels found best on an adapter with these capabilities; forms that it cannot run are a warning.
+    pub fn get(&mut self, key: &str, caps: &Caps) -> Option<Choices> {
+        let choices = self.entry(key)?;
+        let Some(why) = choices.misfit(caps) else { return Some(choices) };
+        self.warning = Some(format!("what was tuned for this GPU is not used: {why}; run `lynx-gpu devices --tune`"));
+        None
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Memory<T> {
     pub fn at(path: Option<PathBuf>) -> Self {
         let (mut entries, mut warning) = (BTreeMap::new(), None);
         if let Some(path) = &path {
@@ -113,20 +144,23 @@ impl Memory {
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => warning = Some(format!("{} cannot be read: {e}", path.display())),
             }
+            for (key, value) in &entries {
+                if let Err(e) = T::deserialize(value) {
+                    warning = Some(format!("{}: the entry '{key}' is ignored ({e})", path.display()));
+                }
+            }
         }
-        Memory { path, entries, warning }
+        Memory { path, entries, warning, kind: PhantomData }
     }
 
-    pub fn get(&self, key: &str) -> Option<Measured> {
-        let sound = |m: &Measured| {
-            [m.flops_per_second, m.bytes_per_second, m.step_seconds].iter().all(|x| x.is_finite() && *x > 0.0)
-        };
-        self.entries.get(key).copied().filter(sound)
+    fn entry(&self, key: &str) -> Option<T> {
+        T::deserialize(self.entries.get(key)?).ok()
     }
 
     /// Remembers a measurement; a file that cannot be written is only a warning.
-    pub fn put(&mut self, key: &str, measured: Measured) {
-        self.entries.insert(key.into(), measured);
+    pub fn put(&mut self, key: &str, measured: T) {
+        let Ok(value) = serde_json::to_value(measured) else { return };
+        self.entries.insert(key.into(), value);
         let Some(path) = &self.path else { return };
         let saved = serde_json::to_vec_pretty(&self.entries)
             .map_err(|e| Error::Failed(e.to_string()))
@@ -154,6 +188,7 @@ pub fn cpu_key(model: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::gpu::tiles::{Class, MatmulForm};
 
     const SAMPLE: Measured = Measured { flops_per_second: 1e9, bytes_per_second: 2e9, step_seconds: 0.25 };
 
@@ -161,11 +196,11 @@ mod tests {
     fn measurements_are_remembered_by_key() {
         let dir = tempfile::tempdir().unwrap();
         let path = Some(dir.path().join("sub/devices.json"));
-        let mut memory = Memory::at(path.clone());
+        let mut memory = Memory::<Measured>::at(path.clone());
         assert_eq!(memory.get("a"), None);
         memory.put("a", SAMPLE);
         assert_eq!(memory.warning, None);
-        let again = Memory::at(path);
+        let again = Memory::<Measured>::at(path);
         assert_eq!((again.get("a"), again.get("b"), again.warning), (Some(SAMPLE), None, None));
     }
 
@@ -175,16 +210,16 @@ mod tests {
         let path = dir.path().join("devices.json");
         for damage in ["{\"a\": {\"flops", "[1, 2]", "{\"a\": {\"flops_per_second\": \"fast\"}}"] {
             std::fs::write(&path, damage).unwrap();
-            let mut memory = Memory::at(Some(path.clone()));
+            let mut memory = Memory::<Measured>::at(Some(path.clone()));
             assert!(memory.warning.is_some() && memory.get("a").is_none());
             memory.put("a", SAMPLE);
-            assert_eq!(Memory::at(Some(path.clone())).get("a"), Some(SAMPLE));
+            assert_eq!(Memory::<Measured>::at(Some(path.clone())).get("a"), Some(SAMPLE));
         }
     }
 
     #[test]
     fn numbers_that_cannot_be_are_measured_again() {
-        let mut memory = Memory::at(None);
+        let mut memory = Memory::<Measured>::at(None);
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             memory.put("a", Measured { step_seconds: bad, ..SAMPLE });
             assert_eq!(memory.get("a"), None);
@@ -194,9 +229,33 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_written_is_only_a_warning() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut memory = Memory::at(Some(file.path().join("devices.json")));
+        let mut memory = Memory::<Measured>::at(Some(file.path().join("devices.json")));
         memory.put("a", SAMPLE);
         assert_eq!(memory.get("a"), Some(SAMPLE));
         assert!(memory.warning.unwrap().contains("LYNX_CACHE"));
+    }
+
+    #[test]
+    fn tuned_forms_that_are_foreign_or_do_not_fit_are_ignored_with_a_warning_and_others_are_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tuned.json");
+        let row = Class::Unknown.choices();
+        let mut memory = Memory::<Choices>::at(Some(path.clone()));
+        memory.put("sound", row);
+        memory.put("too much", Choices { matmul: MatmulForm::Subgroup, ..row });
+        let mut entries: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        entries["foreign"] = serde_json::json!({ "matmul": "of_tomorrow" });
+        std::fs::write(&path, entries.to_string()).unwrap();
+        let mut memory = Memory::<Choices>::at(Some(path.clone()));
+        assert!(memory.warning.take().unwrap().contains("'foreign' is ignored"));
+        assert_eq!(memory.get("sound", &Caps::PLAIN), Some(row));
+        assert_eq!((memory.get("foreign", &Caps::PLAIN), memory.warning.take()), (None, None));
+        assert_eq!(memory.get("too much", &Caps::PLAIN), None);
+        assert!(memory.warning.take().unwrap().contains("--tune"));
+        memory.put("new", row);
+        assert!(std::fs::read_to_string(&path).unwrap().contains("of_tomorrow"), "foreign entries are kept");
+        std::fs::write(&path, "{ damaged").unwrap();
+        let mut memory = Memory::<Choices>::at(Some(path));
+        assert!(memory.get("sound", &Caps::PLAIN).is_none() && memory.warning.unwrap().contains("damaged"));
     }
 }

@@ -9,6 +9,7 @@ mod profile;
 mod runner;
 mod shader;
 pub mod tiles;
+pub mod tune;
 mod twin;
 
 pub use context::{Context, Options};

@@ -3,6 +3,7 @@
 
 use super::context::{Context, Origin, Pipeline};
 use super::lowering::{Buf, Caps, Dispatch, Lowered, lower};
+use super::tiles::Choices;
 use super::twin::Twin;
 use crate::device::{Call, CallTime, Executable, ExecutionNotes, Home, Memory, Place, Store, Work};
 use crate::tensor::HostTensor;
@@ -153,6 +154,16 @@ fn params_layout(lowered: &[Lowered]) -> (Vec<Vec<u64>>, u64) {
 impl Runner {
     pub fn new(context: Arc<Context>, work: Work, store: &mut Store) -> Result<Self> {
         let lowered = lower(&work, context.caps());
+        Self::of_lowered(context, work, lowered, store)
+    }
+
+    /// As `new`, with other forms of the kernels than the context's.
+    pub fn with_choices(context: Arc<Context>, work: Work, store: &mut Store, choices: Choices) -> Result<Self> {
+        let lowered = lower(&work, &Caps { tuned: Some(choices), ..*context.caps() });
+        Self::of_lowered(context, work, lowered, store)
+    }
+
+    fn of_lowered(context: Arc<Context>, work: Work, lowered: Vec<Lowered>, store: &mut Store) -> Result<Self> {
         let mut buffers = Vec::new();
         for (i, spec) in work.buffers.iter().enumerate() {
             buffers.push(match &spec.home {

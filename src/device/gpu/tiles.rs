@@ -36,6 +36,12 @@ pub enum MatmulForm {
     Cooperative,
 }
 
+/// What a product through cooperative matrices may be off by, for a person. Each operand is rounded to f16 (relative error 2^-11 in
+/// f16's normal range, absolute 2^-25 below it; beyond 65504 it is cut off), products are exact in f32, and sums round in f32:
+/// |error| <= (2 * 2^-11 + 2^-22 + K 2^-24) * sum |a b| for K terms.
+pub const COOPERATIVE_ERROR: &str = "round operands to f16: an error of up to 0.001 of the sum of |a b|, and K / 2^24 of it for the additions; \
+     for operands stored as f16 nothing is rounded";
+
 /// Invocations that share one result of a matrix-vector product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -215,8 +221,36 @@ impl Choices {
     }
 }
 
+/// Kernels whose forms are chosen together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    Matmul,
+    Split,
+    Gemv,
+    Attention,
+    Rows,
+    Columns,
+}
+
+impl Family {
+    pub const ALL: [Family; 6] =
+        [Family::Matmul, Family::Split, Family::Gemv, Family::Attention, Family::Rows, Family::Columns];
+
+    /// Operators whose kernels its forms change: parts of their names.
+    pub fn operators(self) -> &'static [&'static str] {
+        match self {
+            Family::Matmul | Family::Split | Family::Gemv => &["matmul"],
+            Family::Attention => &["attention"],
+            Family::Rows => &["softmax", "norm", "cross_entropy", "reduce"],
+            Family::Columns => &["reduce", "norm"],
+        }
+    }
+}
+
 /// One change to a row of the table: what the tuner tries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Change {
     /// Large and small products alike.
     Matmul(MatmulForm),
@@ -257,16 +291,20 @@ impl Change {
         }
     }
 
-    /// Operators whose kernels it may change: part of their names.
-    pub fn operators(self) -> &'static [&'static str] {
+    pub fn family(self) -> Family {
         match self {
-            Change::Matmul(_) | Change::MatmulLarge(_) | Change::Gemv(_) | Change::GemvRows(_) | Change::Split(_) => {
-                &["matmul"]
-            }
-            Change::Attention(_) => &["attention"],
-            Change::Rows(_) => &["softmax", "norm", "cross_entropy", "reduce"],
-            Change::Busy(_) => &["reduce", "norm"],
+            Change::Matmul(_) | Change::MatmulLarge(_) => Family::Matmul,
+            Change::Split(_) => Family::Split,
+            Change::Gemv(_) | Change::GemvRows(_) => Family::Gemv,
+            Change::Attention(_) => Family::Attention,
+            Change::Rows(_) => Family::Rows,
+            Change::Busy(_) => Family::Columns,
         }
+    }
+
+    /// Whether f32 products stay products of f32: what the tuner may choose unasked.
+    pub fn keeps_f32(self) -> bool {
+        !matches!(self, Change::Matmul(MatmulForm::Cooperative) | Change::MatmulLarge(MatmulForm::Cooperative))
     }
 }
 
