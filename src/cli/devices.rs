@@ -80,7 +80,7 @@ fn gpus(tune: bool) -> Result<Vec<Gpu>> {
             let timings = if tune && duplicates[i].is_none() { Some(tuned(adapter)?) } else { None };
             let (choices, warning) = choose::tuned(adapter, &Options::default());
             if let Some(warning) = warning {
-                tracing::warn!("{warning}");
+                eprintln!("warning: {warning}");
             }
             let caps = adapter::caps(adapter, &Options { choices, ..Options::default() });
             let (features_used, features_absent) = features(&caps);
@@ -111,7 +111,7 @@ fn tuned(adapter: &wgpu::Adapter) -> Result<Tuned> {
     let mut memory = Memory::tuned();
     memory.put(&probe::gpu_key(&info), tuned.choices);
     if let Some(warning) = memory.warning {
-        tracing::warn!("{warning}");
+        eprintln!("warning: {warning}");
     }
     Ok(tuned)
 }
