@@ -101,12 +101,18 @@ fn ceilings(out: &mut String, device: &DeviceReport, width: usize, pen: &Pen) {
     let c: &Ceilings = &device.ceilings;
     let mut facts = vec![device.name.clone()];
     facts.extend((!device.driver.is_empty()).then(|| device.driver.clone()));
-    facts.extend(device.threads.map(|n| if n == 1 { "one thread".into() } else { format!("{n} threads") }));
+    let threads = device.threads.filter(|_| !device.name.contains("thread"));
+    facts.extend(threads.map(|n| if n == 1 { "one thread".into() } else { format!("{n} threads") }));
     facts.extend(device.software.then(|| "emulated on the CPU".into()));
     let name = cut(&facts.join(", "), width.saturating_sub(device.id.chars().count() + 2));
     let _ = writeln!(out, "{}  {name}", pen.bold(&device.id));
     let peaks: Vec<String> = (c.compute.iter())
-        .map(|p| format!("{} {} {}", p.kind, units::operations(p.rate.median, &p.kind), spread(&p.rate)))
+        .map(|p| {
+            // Shares are counted against the best; a median far from it tells of a busy machine.
+            let best = format!("{} {}", p.kind, units::operations(p.rate.best, &p.kind));
+            let busy = p.rate.median < 0.9 * p.rate.best;
+            if busy { format!("{best} (median {})", units::operations(p.rate.median, &p.kind)) } else { best }
+        })
         .collect();
     entries(out, "arithmetic", &peaks, width, pen);
     let levels: Vec<String> = (c.levels.iter())
@@ -117,7 +123,7 @@ fn ceilings(out: &mut String, device: &DeviceReport, width: usize, pen: &Pen) {
         .collect();
     entries(out, "memory", &levels, width, pen);
     if let (Some(peak), Some(memory)) = (c.compute.iter().find(|p| p.kind == "f32"), c.levels.last()) {
-        let corner = peak.rate.median / memory.bytes_per_second;
+        let corner = peak.rate.best / memory.bytes_per_second;
         let told = format!("{} FLOP/byte", units::figures(corner));
         let meaning = "with fewer, memory is the limit; with more, f32 arithmetic";
         entries(out, "corner", &[told, meaning.into()], width, pen);

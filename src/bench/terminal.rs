@@ -186,7 +186,7 @@ fn bottom(x: &Axis, columns: usize) -> String {
 }
 
 fn legend(d: &Drawn<'_>) -> String {
-    let mut facts = vec![format!("{}  {}", d.device.id, d.device.name)];
+    let mut facts = vec![format!("{}  {}", d.device.id, d.name())];
     if let Some((kind, peak)) = d.peak {
         facts.push(format!("{kind} {}", units::operations(peak, kind)));
     }

@@ -45,7 +45,7 @@ pub fn axes(drawn: &[Drawn<'_>]) -> (Axis, Axis) {
     for d in drawn {
         high_x = high_x.max(d.corner().map_or(0.0, |c| 4.0 * c));
         for peak in &d.device.ceilings.compute {
-            high_y = high_y.max(1.5 * peak.rate.median);
+            high_y = high_y.max(1.5 * peak.rate.best);
         }
         for dot in d.shown() {
             let (i, speed) = position(dot, low_x);
@@ -55,7 +55,7 @@ pub fn axes(drawn: &[Drawn<'_>]) -> (Axis, Axis) {
         }
     }
     // A dot that is slow beyond measure must not squeeze all others into a corner.
-    let low_y = 10f64.powf(low_y.log10().floor()).max(high_y * 1e-9);
+    let low_y = low_y.max(high_y * 1e-9);
     let (from, to) = AXES;
     (
         Axis { low: low_x, high: high_x, from: from.0, to: to.0 },
@@ -103,11 +103,11 @@ impl Figure<'_> {
         let quick = if report.quick { " \u{b7} quick measurement" } else { "" };
         let power = host.power.as_ref().map_or(String::new(), |p| format!(" \u{b7} on {p}"));
         let line = format!(
-            "{} \u{b7} {}{power} \u{b7} lynx-gpu {} \u{b7} {}{quick}",
+            "{} \u{b7} {}{quick} \u{b7} lynx-gpu {}{power} \u{b7} {}",
             host.cpu,
-            host.system,
+            units::date(report.unix_time),
             report.program,
-            units::date(report.unix_time)
+            host.system
         );
         let line = super::font::fitted(&line, 15.0, super::font::Weight::Regular, AXES.1.0 - AXES.0.0);
         self.text(Text::new((AXES.0.0, 76.0), line, 15.0).paint(Paint::Muted));
@@ -159,7 +159,7 @@ impl Figure<'_> {
         let drawn = self.drawn;
         for d in drawn {
             let (fastest, slowest) = (levels(d).next(), d.memory);
-            let highest = d.device.ceilings.compute.iter().map(|p| p.rate.median).fold(0.0, f64::max);
+            let highest = d.device.ceilings.compute.iter().map(|p| p.rate.best).fold(0.0, f64::max);
             let Some((_, peak)) = d.peak else { continue };
             // Cache levels, where this device shows its dots.
             if d.dots && fastest.is_some() {
@@ -173,7 +173,7 @@ impl Figure<'_> {
                 self.line(ends.to_vec(), Stroke::new(d.paint, 1.1).faint(0.6).dashed(d.dash));
             }
             for other in &d.device.ceilings.compute {
-                if let Some(ends) = self.ceiling(d, other.rate.median) {
+                if let Some(ends) = self.ceiling(d, other.rate.best) {
                     self.line(ends.to_vec(), Stroke::new(d.paint, 1.1).faint(0.7).dashed(d.dash));
                     self.places.cross(Area::along(ends[0], ends[1], 1.0));
                 }
@@ -277,7 +277,7 @@ impl Figure<'_> {
             let label = |words: String, size: f64| Text::new((0.0, 0.0), words, size).paint(d.paint).halo();
             let id = &d.device.id;
             for peak in &d.device.ceilings.compute {
-                let rate = peak.rate.median;
+                let rate = peak.rate.best;
                 let main = d.peak.is_some_and(|p| p.0 == peak.kind);
                 let words = format!("{id} {} {}", peak.kind, units::operations(rate, &peak.kind));
                 let text = if main { label(words, 15.0).bold() } else { label(words, 13.0) };

@@ -13,7 +13,7 @@ pub struct Drawn<'a> {
     pub fill: Fill,
     /// The CPU with one thread shows only its ceilings where all threads are measured too: twice the same dots would hide both.
     pub dots: bool,
-    /// f32 operations per second, and its name, where any peak was measured.
+    /// f32 operations per second, and its name, where any peak was measured: the best seen, as shares are counted against it.
     pub peak: Option<(&'a str, f64)>,
     /// bytes/s of main memory.
     pub memory: Option<f64>,
@@ -23,6 +23,18 @@ impl<'a> Drawn<'a> {
     /// FLOPs per byte where the roof bends.
     pub fn corner(&self) -> Option<f64> {
         Some(self.peak?.1 / self.memory?)
+    }
+
+    /// The device's name, and its threads where the name does not tell.
+    pub fn name(&self) -> String {
+        let name = &self.device.name;
+        match self.device.threads {
+            Some(_) if name.contains("thread") => name.clone(),
+            Some(1) => format!("{name}, one thread"),
+            Some(n) => format!("{name}, {n} threads"),
+            None if self.device.software => format!("{name}, software"),
+            None => name.clone(),
+        }
     }
 
     /// The device's dots that have a place on the chart: a finite time, and some work.
@@ -62,7 +74,7 @@ pub fn devices(report: &Report) -> Vec<Drawn<'_>> {
                 dash,
                 fill,
                 dots: !(one_thread(device) && has_all),
-                peak: peak.map(|p| (p.kind.as_str(), p.rate.median)).filter(|p| p.1 > 0.0),
+                peak: peak.map(|p| (p.kind.as_str(), p.rate.best)).filter(|p| p.1 > 0.0),
                 memory: device.ceilings.levels.last().map(|l| l.bytes_per_second).filter(|&b| b > 0.0),
             }
         })

@@ -17,7 +17,7 @@ const COLUMNS: usize = 4;
 /// How many numbered dots fit under the list of so many devices.
 pub fn rows(devices: usize) -> usize {
     let left = HEIGHT - devices as f64 * DEVICE - 90.0;
-    ((left / ROW) as usize).clamp(4, 20)
+    ((left / ROW) as usize).clamp(4, 24)
 }
 
 pub fn panel(drawn: &[Drawn<'_>], numbered: &[Id<'_>], (left, top): Point, right: f64) -> Vec<Shape> {
@@ -27,7 +27,7 @@ pub fn panel(drawn: &[Drawn<'_>], numbered: &[Id<'_>], (left, top): Point, right
         y += device(&mut out, d, (left, y), right);
     }
     y += 8.0;
-    directions(&mut out, numbered, (left, y));
+    directions(&mut out, drawn, (left, y));
     y += 38.0;
     table(&mut out, drawn, numbered, (left, y), right);
     out
@@ -41,13 +41,7 @@ fn device(out: &mut Vec<Shape>, d: &Drawn<'_>, (left, y): Point, right: f64) -> 
     }
     let id = Text::new((left + 52.0, y), d.device.id.clone(), 17.0).bold().paint(d.paint);
     let after = left + 52.0 + id.width() + 10.0;
-    let threads = match d.device.threads {
-        Some(1) => ", one thread".to_string(),
-        Some(n) => format!(", {n} threads"),
-        None if d.device.software => ", software".to_string(),
-        None => String::new(),
-    };
-    let name = fitted(&format!("{}{threads}", d.device.name), 15.0, Weight::Regular, right - after);
+    let name = fitted(&d.name(), 15.0, Weight::Regular, right - after);
     out.push(Shape::Text(id));
     out.push(Shape::Text(Text::new((after, y), name, 15.0)));
     let mut facts = Vec::new();
@@ -69,10 +63,10 @@ fn sample(d: &Drawn<'_>, at: Point, symbol: Symbol) -> Marker {
     Marker { at, radius: 6.0, symbol, fill: d.fill, paint: d.paint, opacity: 1.0, tip: String::new() }
 }
 
-fn directions(out: &mut Vec<Shape>, numbered: &[Id<'_>], (left, y): Point) {
+fn directions(out: &mut Vec<Shape>, drawn: &[Drawn<'_>], (left, y): Point) {
     let mut x = left;
     let all = [Direction::Forward, Direction::Backward, Direction::Step, Direction::Prefill, Direction::Decode];
-    for direction in all.into_iter().filter(|d| numbered.iter().any(|id| id.2 == *d)) {
+    for direction in all.into_iter().filter(|a| drawn.iter().any(|d| d.shown().any(|dot| dot.direction == *a))) {
         out.push(Shape::Marker(key(direction, (x + 7.0, y - 5.0))));
         let word = if direction == Direction::Step { "step" } else { units::direction(direction) };
         let text = Text::new((x + 20.0, y), word, 14.0).paint(Paint::Muted);
