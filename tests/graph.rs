@@ -155,6 +155,25 @@ fn an_update_that_cannot_be_in_place_is_copied_after_the_last_reader() {
 }
 
 #[test]
+fn fusion_leaves_a_read_before_the_node_that_overwrites_what_it_reads() {
+    let ty = TensorType::f32(&[3]);
+    let mut g = Graph::new();
+    let [w, m] = ["w", "m"].map(|n| g.variable(n, Role::State, ty.clone()).unwrap());
+    let (gradient, hyper) = (g.input("g", ty), input(&mut g, "hyper", &[2]));
+    let before = g.affine(w, 2.0, 0.0).unwrap();
+    let scale = g.constant(HostTensor::scalar(1.0));
+    let sgd =
+        lynx_gpu::ops::optimizer::SgdMomentum { momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
+    g.sgd_momentum(sgd, (w, gradient, m), hyper, scale).unwrap();
+    // Elementwise and the only reader of `before`: fused, it would read `w` after the optimiser.
+    let after = g.exp(before).unwrap();
+    g.output("after", after);
+    let values = [HostTensor::f32(&[3], vec![1.0; 3]), HostTensor::f32(&[2], vec![0.5, 1.0])];
+    let plan = Plan::new(&g).unwrap();
+    assert_eq!(run(&plan, &Device::Cpu, &[("g", &values[0]), ("hyper", &values[1])], "after"), [1.0; 3]);
+}
+
+#[test]
 fn two_variables_can_change_places() {
     let mut g = Graph::new();
     let [a, b] = ["a", "b"].map(|name| g.variable(name, Role::State, TensorType::f32(&[2])).unwrap());

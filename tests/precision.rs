@@ -282,7 +282,7 @@ fn sixteen_bits_save_the_activations_they_should() {
     for precision in [Precision::Bf16, Precision::F16] {
         let mut config = config(precision, &sets);
         config.set_vocab_size(64).unwrap();
-        let report = setup::training_plans(&config).unwrap().report(&Device::Cpu);
+        let report = setup::training_plans(&config, &Device::Cpu).unwrap().report(&Device::Cpu);
         let full = report.memory_f32.clone().unwrap();
         let lynx_gpu::config::ModelConfig::Gpt(gpt) = &config.model;
         let tokens = (config.train.batch_size * gpt.context) as u64;
@@ -296,7 +296,8 @@ fn sixteen_bits_save_the_activations_they_should() {
         );
         assert!(gain + copies >= saved, "{gain} bytes saved, {saved} less {copies} expected");
         assert_eq!((full.weights, full.optimizer), (report.memory.weights, report.memory.optimizer));
-        let again = setup::training_plans(&Config { train: config.train.clone(), ..config.clone() }).unwrap();
+        let again =
+            setup::training_plans(&Config { train: config.train.clone(), ..config.clone() }, &Device::Cpu).unwrap();
         assert_eq!(again.report(&Device::Cpu).total_bytes, report.total_bytes);
     }
 }

@@ -9,14 +9,7 @@ use crate::{Error, Result};
 use serde_json::json;
 use std::path::Path;
 
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..1024 => format!("{n} B"),
-        1024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
-        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
-    }
-}
+pub use crate::config::size::show as bytes;
 
 /// 12,345,678
 pub fn grouped(n: u64) -> String {
@@ -86,6 +79,12 @@ pub fn plan(report: &PlanReport, json: bool) -> Result<()> {
         c.flops / c.bytes().max(1.0),
         report.nodes
     );
+    if let Some(recomputed) = &report.recomputed {
+        println!("recomputed: {}", recomputed.line());
+        for (name, count) in &recomputed.nodes {
+            println!("  {count:>4} x {name}");
+        }
+    }
     for p in &report.passes {
         println!("passes: {} dead, {} common, {} fused, {} absorbed", p.dead, p.common, p.fused, p.absorbed);
     }

@@ -1,12 +1,13 @@
 //! How long a command took to its first training step, and how much of that went into compiling for the GPU.
 
 use crate::device::ExecutionNotes;
+use crate::graph::{MemoryReport, Recomputed};
 use crate::train::observer::{Event, Observer};
 use crate::{Error, Result};
 use serde::Serialize;
 use std::time::Instant;
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 struct Start {
     kind: &'static str,
     /// From the command to the end of the first step; evaluation of the untrained model included.
@@ -14,6 +15,9 @@ struct Start {
     pipelines: usize,
     pipelines_cached: usize,
     pipeline_seconds: f64,
+    /// Bytes of the training plans by purpose.
+    memory: MemoryReport,
+    recomputed: Option<Recomputed>,
 }
 
 impl Start {
@@ -34,6 +38,8 @@ pub struct FirstStep {
     pub begun: Instant,
     /// Of the training plans.
     pub notes: Vec<ExecutionNotes>,
+    pub memory: MemoryReport,
+    pub recomputed: Option<Recomputed>,
     pub json: bool,
     pub inner: Box<dyn Observer>,
     pub said: bool,
@@ -53,6 +59,8 @@ impl Observer for FirstStep {
             pipelines: sum(|n| n.pipelines),
             pipelines_cached: sum(|n| n.pipelines_cached),
             pipeline_seconds: self.notes.iter().map(|n| n.pipeline_seconds).sum(),
+            memory: self.memory.clone(),
+            recomputed: self.recomputed.clone(),
         };
         if self.json {
             let line = serde_json::to_string(&start).map_err(|e| Error::Failed(format!("cannot write JSON: {e}")))?;
@@ -75,6 +83,8 @@ mod tests {
             pipelines: 0,
             pipelines_cached: 0,
             pipeline_seconds: 0.0,
+            memory: MemoryReport::default(),
+            recomputed: None,
         };
         assert_eq!(start.line(), "first step after 1.3 s");
         (start.pipelines, start.pipelines_cached, start.pipeline_seconds) = (30, 28, 0.44);

@@ -37,6 +37,9 @@ pub struct Args {
     /// What activations are stored in: f32, bf16 or f16
     #[arg(long, value_name = "TYPE")]
     precision: Option<Precision>,
+    /// Most memory for a training step, such as 2GiB or 512MiB: what does not fit is computed again in the backward pass
+    #[arg(long, value_name = "BYTES")]
+    memory_budget: Option<String>,
     /// Folder of the run (default: runs/TIME-PRESET)
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -83,7 +86,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     };
     let data = Prepared::new(&mut config, saved_tokenizer, &Cache::from_environment())?;
     if args.dry_run || args.graph.is_some() {
-        let planned = setup::training_plans(&config)?;
+        let planned = setup::training_plans(&config, &chosen.device)?;
         if let Some(path) = &args.graph {
             super::report::write_graph(&planned.plans, path)?;
         }
@@ -106,7 +109,12 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         (false, true) => Box::new(JsonLines::new(std::io::stdout())),
         (false, false) => Box::new(Console::new()),
     };
-    let observer = FirstStep { begun, notes: session.notes(), json, inner, said: false };
+    let planned = session.report();
+    if let Some(recomputed) = &planned.recomputed {
+        eprintln!("recomputed: {}", recomputed.line());
+    }
+    let (memory, recomputed) = (planned.memory, planned.recomputed);
+    let observer = FirstStep { begun, notes: session.notes(), memory, recomputed, json, inner, said: false };
     let files = ModelFiles {
         config_json: serde_json::to_string_pretty(&config.model).unwrap_or_default(),
         tokenizer_json: data.tokenizer.to_huggingface_json(),
@@ -141,6 +149,9 @@ fn overrides(args: &Args) -> Vec<String> {
     }
     if let Some(precision) = args.precision {
         sets.push(format!("train.precision={precision}"));
+    }
+    if let Some(budget) = &args.memory_budget {
+        sets.push(format!("run.memory_budget={budget}"));
     }
     if let Some(out) = &args.out {
         let root = out.parent().filter(|p| !p.as_os_str().is_empty()).map_or(".".into(), |p| p.display().to_string());

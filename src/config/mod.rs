@@ -7,6 +7,7 @@ mod document;
 mod gpt;
 mod presets;
 mod sections;
+pub mod size;
 
 pub use gpt::{FeedForward, GptConfig, Init, Norm, Positions, RopeLayout};
 pub use presets::{PRESETS, Preset};
@@ -124,6 +125,7 @@ impl Config {
         self.train.validate()?;
         self.optimizer.validate()?;
         self.schedule.validate()?;
+        self.run.validate()?;
         self.check_step_size()
     }
 

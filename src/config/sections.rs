@@ -1,5 +1,6 @@
 //! The sections of a configuration besides the model: data, tokenizer, training, optimiser, schedule, run.
 
+use super::size;
 use crate::data::verbs::DEFAULT_SEED;
 use crate::data::verbs::split::Policy;
 use crate::data::{CorpusSource, Layout, Sampling};
@@ -175,6 +176,9 @@ pub struct RunConfig {
     pub device: String,
     /// CPU threads; 0 = one per core.
     pub threads: usize,
+    /// Most bytes that the plan of a training step may need on its device, such as `2GiB`: what does not fit is computed again in
+    /// the backward pass instead of kept, with the same results. Empty = keep everything.
+    pub memory_budget: String,
     /// Write a TensorBoard event file.
     pub tensorboard: bool,
 }
@@ -244,7 +248,14 @@ impl Default for ScheduleConfig {
 
 impl Default for RunConfig {
     fn default() -> Self {
-        Self { root: "runs".into(), name: String::new(), device: "auto".into(), threads: 0, tensorboard: true }
+        Self {
+            root: "runs".into(),
+            name: String::new(),
+            device: "auto".into(),
+            threads: 0,
+            memory_budget: String::new(),
+            tensorboard: true,
+        }
     }
 }
 
@@ -265,6 +276,21 @@ impl DataConfig {
             ));
         }
         Ok(())
+    }
+}
+
+impl RunConfig {
+    /// Bytes of `memory_budget`; None where there is none.
+    pub fn budget(&self) -> Result<Option<u64>> {
+        if self.memory_budget.is_empty() {
+            return Ok(None);
+        }
+        let bytes = size::parse(&self.memory_budget);
+        bytes.map(Some).map_err(|why| Error::Config(format!("run.memory_budget: {why}")))
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        self.budget().map(|_| ())
     }
 }
 

@@ -53,6 +53,7 @@ impl Graph {
     /// Appends nodes that compute, for every `v` in `wrt`, the sum over the pairs (value, its gradient) of that gradient times
     /// d value / d `v`. A gradient has the type of its value.
     pub fn vector_jacobian(&mut self, seeds: &[(Value, Value)], wrt: &[Value]) -> Result<Vec<Value>> {
+        self.forward.get_or_insert(self.nodes.len());
         let active = self.active(wrt);
         let mut grads: HashMap<Value, Value> = HashMap::new();
         for &(value, gradient) in seeds {

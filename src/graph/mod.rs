@@ -8,12 +8,16 @@ pub mod op;
 pub mod passes;
 pub mod plan;
 pub mod precision;
+pub mod recompute;
+mod segments;
+mod sharing;
 pub mod stored;
 
 pub use autodiff::Gradient;
 pub use op::{Op, Storage};
 pub use plan::{MemoryReport, Plan};
 pub use precision::Precision;
+pub use recompute::Recomputed;
 
 use crate::tensor::{HostTensor, TensorType};
 use crate::{Error, Result};
@@ -70,6 +74,8 @@ pub struct Graph {
     pub(crate) updates: Vec<(Value, Value)>,
     /// Values with a role of their own in the memory report (gradients of parameters).
     pub(crate) tags: Vec<(Value, Role)>,
+    /// How many of the nodes were there before the first gradient was written: the forward part.
+    pub(crate) forward: Option<usize>,
     scope: Vec<String>,
 }
 

@@ -32,6 +32,23 @@ impl Graph {
         Ok((graph, stats))
     }
 
+    /// The value whose memory `v` is: itself, or through views the value viewed.
+    pub(super) fn viewed(&self, mut v: Value) -> Value {
+        while let Kind::Op(op) = &self.nodes[v.node as usize].kind
+            && op.is_view()
+        {
+            v = self.nodes[v.node as usize].inputs[0];
+        }
+        v
+    }
+
+    /// What node `index` always changes in place (optimisers: `Op::must_alias`).
+    pub(super) fn changed_in_place(&self, index: usize) -> Vec<Value> {
+        let node = &self.nodes[index];
+        let Kind::Op(op) = &node.kind else { return vec![] };
+        op.must_alias().iter().map(|(i, _)| self.viewed(node.inputs[*i])).collect()
+    }
+
     fn live(&self) -> Vec<bool> {
         let mut live = vec![false; self.nodes.len()];
         for (_, v) in &self.outputs {
@@ -125,6 +142,7 @@ impl Graph {
                 let same_space = producer.outputs[0].shape == node.outputs[0].shape && node.outputs.len() == 1;
                 if let (true, true, Some((_, inner))) =
                     (fits, same_space && producer.outputs[0].dtype == DType::F32, program_of(producer))
+                    && !rewrite.overwritten_since(v.node)
                     && let Some((merged, operands)) = inline(&program, &inputs, operand, inner, &producer.inputs)
                 {
                     // Operands taken over from the producer have already been through this loop.
@@ -151,7 +169,7 @@ impl Graph {
         let uses = self.uses();
         let mut rewrite = Rewrite::new(self);
         for (i, node) in self.nodes.iter().enumerate() {
-            match self.absorbed(node, &uses) {
+            match self.absorbed(node, &uses, &rewrite) {
                 Some((op, inputs)) => {
                     let inputs = inputs.iter().map(|v| rewrite.map(*v)).collect();
                     rewrite.push(i, Node { kind: Kind::Op(op), inputs, ..node.clone() });
@@ -165,7 +183,12 @@ impl Graph {
         Ok(rewrite.finish())
     }
 
-    fn absorbed(&self, node: &Node, uses: &HashMap<Value, usize>) -> Option<(Arc<dyn Op>, Vec<Value>)> {
+    fn absorbed(
+        &self,
+        node: &Node,
+        uses: &HashMap<Value, usize>,
+        rewrite: &Rewrite,
+    ) -> Option<(Arc<dyn Op>, Vec<Value>)> {
         let (_, program) = program_of(node)?;
         if node.outputs.len() != 1 {
             return None;
@@ -176,6 +199,9 @@ impl Graph {
             let producer = &self.nodes[v.node as usize];
             let Kind::Op(op) = &producer.kind else { return None };
             if producer.outputs.len() != 1 || uses.get(&v) != Some(&1) || *self.ty(v) != node.outputs[0] {
+                return None;
+            }
+            if rewrite.overwritten_since(rewrite.map(v).node) {
                 return None;
             }
             let own: Vec<TensorType> = producer.inputs.iter().map(|v| self.ty(*v).clone()).collect();
@@ -258,11 +284,13 @@ pub(super) struct Rewrite<'g> {
     old: &'g Graph,
     pub(super) graph: Graph,
     place: Vec<Option<u32>>,
+    /// The node that changed a variable in place, by the variable's node.
+    changed: HashMap<u32, u32>,
 }
 
 impl<'g> Rewrite<'g> {
     pub(super) fn new(old: &'g Graph) -> Self {
-        Rewrite { old, graph: Graph::new(), place: vec![None; old.nodes.len()] }
+        Rewrite { old, graph: Graph::new(), place: vec![None; old.nodes.len()], changed: HashMap::new() }
     }
     pub(super) fn map(&self, v: Value) -> Value {
         Value { node: self.place[v.node as usize].expect("a node's inputs come before it"), port: v.port }
@@ -276,7 +304,15 @@ impl<'g> Rewrite<'g> {
         self.graph.nodes.push(node);
         let at = self.graph.nodes.len() as u32 - 1;
         self.place[index] = Some(at);
+        for variable in self.graph.changed_in_place(at as usize) {
+            self.changed.insert(variable.node, at);
+        }
         at
+    }
+    /// Whether an operand of `node` was changed in place after `node` read it: it cannot be read again further down.
+    fn overwritten_since(&self, node: u32) -> bool {
+        let operands = &self.graph.nodes[node as usize].inputs;
+        operands.iter().any(|v| self.changed.get(&self.graph.viewed(*v).node).is_some_and(|&by| by > node))
     }
     fn replace(&mut self, index: usize, by: u32) {
         self.place[index] = Some(by);
@@ -286,6 +322,10 @@ impl<'g> Rewrite<'g> {
         self.graph.updates = self.old.updates.iter().map(|(a, b)| (self.map(*a), self.map(*b))).collect();
         let live = self.old.tags.iter().filter(|(v, _)| self.place[v.node as usize].is_some());
         self.graph.tags = live.map(|(v, r)| (self.map(*v), *r)).collect();
+        self.graph.forward = self.old.forward.map(|count| {
+            let kept = self.place[..count].iter().flatten();
+            kept.max().map_or(0, |last| *last as usize + 1)
+        });
         self.graph
     }
 }

@@ -2,6 +2,8 @@
 //! known before the first step and does not grow.
 
 use super::passes::PassStats;
+use super::recompute::Recomputed;
+use super::sharing::{self, Span};
 use super::{Graph, Kind, Op, Precision, Role, Value};
 use crate::device::{BufferSpec, Call, Cost, Device, Executable, ExecutionNotes, Home, Place, Store, Work, gpu};
 use crate::{Error, Result};
@@ -34,6 +36,8 @@ pub struct Plan {
     pub passes: PassStats,
     pub work: Work,
     pub memory: MemoryReport,
+    /// What a memory budget had recomputed; absent without one and where everything fits as it is.
+    pub recomputed: Option<Recomputed>,
 }
 
 impl Plan {
@@ -52,9 +56,9 @@ impl Plan {
         Self::without_passes(graph.without_dead(&mut 0), PassStats::default())
     }
 
-    fn without_passes(graph: Graph, passes: PassStats) -> Result<Plan> {
+    pub(super) fn without_passes(graph: Graph, passes: PassStats) -> Result<Plan> {
         let (work, memory) = Builder::new(&graph).build()?;
-        Ok(Plan { graph, passes, work, memory })
+        Ok(Plan { graph, passes, work, memory, recomputed: None })
     }
 
     /// FLOPs and bytes moved by one run.
@@ -100,8 +104,8 @@ struct Builder<'g> {
     update_of: HashMap<Value, Value>,
     buffers: Vec<BufferSpec>,
     buffer_of: HashMap<Value, usize>,
-    /// Root that a transient buffer holds now.
-    free: Vec<usize>,
+    /// First and last node that use a transient buffer.
+    spans: HashMap<usize, (usize, usize)>,
 }
 
 impl<'g> Builder<'g> {
@@ -126,7 +130,7 @@ impl<'g> Builder<'g> {
             last_use.insert(root[v], usize::MAX);
         }
         let update_of = graph.updates.iter().map(|(var, new)| (*new, *var)).collect();
-        Builder { graph, root, last_use, update_of, buffers: vec![], buffer_of: HashMap::new(), free: vec![] }
+        Builder { graph, root, last_use, update_of, buffers: vec![], buffer_of: HashMap::new(), spans: HashMap::new() }
     }
 
     fn build(mut self) -> Result<(Work, MemoryReport)> {
@@ -155,10 +159,10 @@ impl<'g> Builder<'g> {
                     });
                 }
             }
-            self.release(i);
         }
         work.copies = self.copies();
         work.outputs = self.graph.outputs.iter().map(|(n, v)| (n.clone(), self.place(*v))).collect();
+        self.share(&mut work);
         let memory = self.report();
         work.buffers = self.buffers;
         Ok((work, memory))
@@ -172,8 +176,8 @@ impl<'g> Builder<'g> {
         let (mut first, mut then) = (Vec::new(), Vec::new());
         for (from, to) in updates.iter().filter(|(from, to)| from.buffer != to.buffer) {
             if updates.iter().any(|(_, written)| written.buffer == from.buffer) {
-                self.buffers.push(BufferSpec { bytes: from.ty.bytes(), home: Home::Transient });
-                let staged = Place { buffer: self.buffers.len() - 1, ty: from.ty.clone() };
+                let buffer = self.transient(from.ty.bytes(), self.graph.nodes.len());
+                let staged = Place { buffer, ty: from.ty.clone() };
                 first.push((from.clone(), staged.clone()));
                 then.push((staged, to.clone()));
             } else {
@@ -208,9 +212,12 @@ impl<'g> Builder<'g> {
                     .find_map(|(i, _)| self.alias(index, *i, out))
                     .filter(|b| !taken.contains(b)),
             };
-            let buffer = chosen.unwrap_or_else(|| self.allocate(self.graph.ty(out).bytes()));
+            let buffer = chosen.unwrap_or_else(|| self.transient(self.graph.ty(out).bytes(), index));
             taken.push(buffer);
             self.buffer_of.insert(out, buffer);
+            if let Some((_, end)) = self.spans.get_mut(&buffer) {
+                *end = self.last_use.get(&out).map_or(index, |l| *l.max(end));
+            }
         }
         Ok(())
     }
@@ -243,50 +250,45 @@ impl<'g> Builder<'g> {
         Ok(self.buffer_of[&root])
     }
 
-    /// Best fit among free transient buffers; else the largest one grows; else a new one.
-    fn allocate(&mut self, bytes: u64) -> usize {
-        let fit = self
-            .free
-            .iter()
-            .copied()
-            .filter(|b| self.buffers[*b].bytes >= bytes)
-            .min_by_key(|b| self.buffers[*b].bytes);
-        let chosen = fit.or_else(|| self.free.iter().copied().max_by_key(|b| self.buffers[*b].bytes));
-        match chosen {
-            Some(b) => {
-                self.free.retain(|x| *x != b);
-                self.buffers[b].bytes = self.buffers[b].bytes.max(bytes);
-                b
-            }
-            None => {
-                self.buffers.push(BufferSpec { bytes, home: Home::Transient });
-                self.buffers.len() - 1
-            }
-        }
+    /// A buffer of its own for now; `share` finds out which can be one.
+    fn transient(&mut self, bytes: u64, index: usize) -> usize {
+        self.buffers.push(BufferSpec { bytes, home: Home::Transient });
+        self.spans.insert(self.buffers.len() - 1, (index, index));
+        self.buffers.len() - 1
     }
 
-    /// Returns the buffers of roots that nothing reads after node `index`.
-    fn release(&mut self, index: usize) {
-        let node = &self.graph.nodes[index];
-        let own = (0..node.outputs.len()).map(|p| Value { node: index as u32, port: p as u16 });
-        let mut ended: Vec<Value> =
-            node.inputs.iter().map(|v| self.root[v]).chain(own.map(|v| self.root[&v])).collect();
-        ended.sort_unstable();
-        ended.dedup();
-        for root in ended {
-            let done = self.last_use.get(&root).is_none_or(|&l| l <= index);
-            let buffer = self.buffer_of[&root];
-            // An in-place successor holds the same buffer and is still alive.
-            let inherited = self.buffer_of.iter().any(|(v, b)| {
-                *b == buffer
-                    && *v != root
-                    && self.last_use.get(v).is_some_and(|&l| l > index)
-                    && v.node as usize <= index
-            });
-            if done && !inherited && self.buffers[buffer].home == Home::Transient && !self.free.contains(&buffer) {
-                self.free.push(buffer);
+    /// Lets transient buffers whose lifetimes do not meet be one.
+    fn share(&mut self, work: &mut Work) {
+        let mut transient: Vec<usize> = self.spans.keys().copied().collect();
+        transient.sort_unstable();
+        let spans: Vec<Span> = transient
+            .iter()
+            .map(|b| {
+                let (start, end) = self.spans[b];
+                Span { bytes: self.buffers[*b].bytes, start, end }
+            })
+            .collect();
+        let (shared, bytes) = sharing::share(&spans);
+        let shared: HashMap<usize, usize> = transient.into_iter().zip(shared).collect();
+        let mut place = Vec::with_capacity(self.buffers.len());
+        let mut buffers = Vec::new();
+        for (b, spec) in self.buffers.drain(..).enumerate() {
+            if shared.contains_key(&b) {
+                place.push(usize::MAX);
+            } else {
+                place.push(buffers.len());
+                buffers.push(spec);
             }
         }
+        let first = buffers.len();
+        shared.iter().for_each(|(b, to)| place[*b] = first + to);
+        buffers.extend(bytes.into_iter().map(|bytes| BufferSpec { bytes, home: Home::Transient }));
+        self.buffers = buffers;
+        self.buffer_of.values_mut().for_each(|b| *b = place[*b]);
+        let places = work.calls.iter_mut().flat_map(|c| c.inputs.iter_mut().chain(&mut c.outputs));
+        let places = places.chain(work.copies.iter_mut().flat_map(|(from, to)| [from, to]));
+        let named = work.inputs.iter_mut().chain(&mut work.outputs).map(|(_, p)| p);
+        places.chain(named).for_each(|p| p.buffer = place[p.buffer]);
     }
 
     fn report(&self) -> MemoryReport {

@@ -32,6 +32,8 @@ pub struct Step {
     pub accumulation: usize,
     /// What activations, and the weights that products read, are stored in.
     pub precision: Precision,
+    /// Most bytes that the plans may need on their device (`Plan::within`).
+    pub budget: Option<u64>,
 }
 
 /// A plan and its executable.
@@ -71,7 +73,7 @@ impl Session {
         session.training = step;
         session.loss_scale = step.precision.scales_loss().then(LossScale::default);
         let (model, optimizer) = (session.model.as_ref(), &session.optimizer);
-        for plan in report::plans(model, &session.parameters, optimizer, step)? {
+        for plan in report::plans(model, &session.parameters, optimizer, step, &session.device)? {
             let run = plan.prepare(&mut session.store)?;
             session.step.push(Ready { plan, run });
         }
@@ -99,7 +101,7 @@ impl Session {
             store.write(&p.name, &p.initial(seed))?;
         }
         let (evaluation, step, generation, loss_scale) = (BTreeMap::new(), Vec::new(), None, None);
-        let training = Step { shape: (1, model.context()), accumulation: 1, precision: Precision::F32 };
+        let training = Step { shape: (1, model.context()), accumulation: 1, precision: Precision::F32, budget: None };
         Ok(Session {
             model,
             tokenizer,

@@ -19,16 +19,18 @@ pub fn model(config: &ModelConfig) -> Result<Box<dyn LanguageModel>> {
 pub fn training_session(config: &Config, tokenizer: &Tokenizer, device: Device) -> Result<Session> {
     let model = model(&config.model)?;
     let optimizer = config.optimizer.clone();
-    Session::for_training(model, tokenizer.clone(), optimizer, device, step(config), config.train.seed)
+    Session::for_training(model, tokenizer.clone(), optimizer, device, step(config)?, config.train.seed)
 }
 
-/// The plans of a training step of `config`, with nothing allocated.
-pub fn training_plans(config: &Config) -> Result<TrainingPlans> {
-    TrainingPlans::new(model(&config.model)?.as_ref(), &config.optimizer, step(config))
+/// The plans of a training step of `config` on `device`, with nothing allocated.
+pub fn training_plans(config: &Config, device: &Device) -> Result<TrainingPlans> {
+    let step = step(config)?;
+    TrainingPlans::new(model(&config.model)?.as_ref(), &config.optimizer, step, device)
 }
 
-fn step(config: &Config) -> Step {
+fn step(config: &Config) -> Result<Step> {
     let train = &config.train;
     let shape = (train.batch_size, config.model.context());
-    Step { shape, accumulation: train.accumulation, precision: train.precision }
+    let budget = config.run.budget()?;
+    Ok(Step { shape, accumulation: train.accumulation, precision: train.precision, budget })
 }

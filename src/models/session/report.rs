@@ -1,12 +1,12 @@
 //! What a training plan will need, before it runs: the table of parameters, the memory plan, FLOPs and bytes per step.
 
 use super::{Session, Step, graphs};
-use crate::Result;
-use crate::config::OptimizerConfig;
+use crate::config::{OptimizerConfig, size};
 use crate::device::{Cost, Device, ExecutionNotes, host, probe};
-use crate::graph::{MemoryReport, Plan, Precision};
+use crate::graph::{MemoryReport, Plan, Precision, Recomputed};
 use crate::models::LanguageModel;
 use crate::nn::Parameter;
+use crate::{Error, Result};
 use serde::Serialize;
 
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +38,8 @@ pub struct PlanReport {
     /// Calls of the plan, and what the passes did.
     pub nodes: usize,
     pub passes: Vec<crate::graph::passes::PassStats>,
+    /// What is computed again to fit `run.memory_budget`.
+    pub recomputed: Option<Recomputed>,
     /// Calls that run on the CPU inside a GPU plan, and calls that were cut.
     pub fallback: Vec<String>,
     pub split: Vec<String>,
@@ -54,12 +56,15 @@ pub struct TrainingPlans {
 }
 
 impl TrainingPlans {
-    pub fn new(model: &dyn LanguageModel, optimizer: &OptimizerConfig, step: Step) -> Result<Self> {
+    pub fn new(model: &dyn LanguageModel, optimizer: &OptimizerConfig, step: Step, device: &Device) -> Result<Self> {
         let (summary, parameters) = (model.summary(), model.parameters()?);
-        let made = plans(model, &parameters, optimizer, step)?;
+        let made = plans(model, &parameters, optimizer, step, device)?;
         let full = match step.precision {
             Precision::F32 => vec![],
-            _ => plans(model, &parameters, optimizer, Step { precision: Precision::F32, ..step })?,
+            _ => {
+                let full = Step { precision: Precision::F32, budget: None, ..step };
+                plans(model, &parameters, optimizer, full, device)?
+            }
         };
         Ok(TrainingPlans { summary, parameters, step, plans: made, full })
     }
@@ -74,19 +79,94 @@ impl TrainingPlans {
 }
 
 /// One plan when a step is one micro-batch; else one that adds a micro-batch's gradients and one that applies them.
+///
+/// # Errors
+/// `Error::Config` when they need more than the budget however much is computed again.
 pub(super) fn plans(
     model: &dyn LanguageModel,
     parameters: &[Parameter],
     optimizer: &OptimizerConfig,
-    Step { shape, accumulation, precision }: Step,
+    step: Step,
+    device: &Device,
 ) -> Result<Vec<Plan>> {
-    if accumulation == 1 {
-        let graph = graphs::whole_step(model, optimizer, shape, precision)?;
-        return Ok(vec![Plan::stored_in(&graph, precision)?]);
+    let whole = step.accumulation == 1;
+    let Step { shape, precision, .. } = step;
+    let pass = if whole {
+        graphs::whole_step(model, optimizer, shape, precision)?
+    } else {
+        graphs::micro_step(model, shape, precision)?
+    };
+    let mut plans = vec![Plan::stored_in(&pass, precision)?];
+    if !whole {
+        plans.push(Plan::stored_in(&graphs::apply_step(parameters, optimizer, precision)?, precision)?);
     }
-    let micro = graphs::micro_step(model, shape, precision)?;
-    let apply = graphs::apply_step(parameters, optimizer, precision)?;
-    Ok(vec![Plan::stored_in(&micro, precision)?, Plan::stored_in(&apply, precision)?])
+    let Some(budget) = step.budget else { return Ok(plans) };
+    let total = |plans: &[Plan]| memory(&plans.iter().collect::<Vec<_>>(), device).total();
+    let before = total(&plans);
+    if before > budget {
+        // What the other plan adds to the first one's bytes stays as it is.
+        let rest = before - plans[0].memory_on(device).total();
+        let first = plans.remove(0);
+        plans.insert(0, first.within(budget.saturating_sub(rest), device)?);
+        if let Some(recomputed) = &mut plans[0].recomputed {
+            recomputed.bytes_before += rest;
+            recomputed.bytes_after += rest;
+        }
+    }
+    if total(&plans) > budget {
+        let least = memory(&plans.iter().collect::<Vec<_>>(), device);
+        return Err(too_small(budget, before, &least, step, device));
+    }
+    Ok(plans)
+}
+
+/// Bytes of all plans of a step: what they share is counted once.
+fn memory(plans: &[&Plan], device: &Device) -> MemoryReport {
+    let mut memory = MemoryReport::default();
+    for m in plans.iter().map(|p| p.memory_on(device)) {
+        memory.weights = memory.weights.max(m.weights);
+        memory.gradients = memory.gradients.max(m.gradients);
+        memory.optimizer = memory.optimizer.max(m.optimizer);
+        memory.other += m.other;
+        memory.activations += m.activations;
+        memory.workspace += m.workspace;
+    }
+    memory
+}
+
+fn too_small(budget: u64, before: u64, least: &MemoryReport, step: Step, device: &Device) -> Error {
+    let mut lines = lines(least);
+    lines.retain(|(name, bytes)| name != "total" && *bytes > 0);
+    lines.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let lines: Vec<String> = lines.into_iter().map(|(name, bytes)| format!("{name} {}", size::show(bytes))).collect();
+    let batch = step.shape.0;
+    let per_batch = least.activations + least.workspace;
+    let mut advice = vec![format!("a larger budget (run.memory_budget, at least {} bytes)", least.total())];
+    if batch > 1 && least.total() - per_batch < budget {
+        let divisor = (2..=batch).find(|d| batch.is_multiple_of(*d)).unwrap_or(batch);
+        let (smaller, more) = (batch / divisor, step.accumulation * divisor);
+        advice.push(format!(
+            "smaller micro-batches of the same step (--set train.batch_size={smaller} --set train.accumulation={more})"
+        ));
+    }
+    if step.precision == Precision::F32 {
+        advice.push("16-bit storage (--precision bf16)".into());
+    }
+    if least.total() - per_batch < budget {
+        advice.push("a shorter model.context".into());
+    } else {
+        advice.push("a smaller model (model.layers, model.width)".into());
+        advice.push("optimizer.kind = \"sgd\", which keeps half of adamw's state".into());
+    }
+    Error::Config(format!(
+        "a memory budget of {} is too small: on {} a training step needs at least {} ({} with nothing computed again): {}. Use {}",
+        size::show(budget),
+        device.name(),
+        size::show(least.total()),
+        size::show(before),
+        lines.join(", "),
+        advice.join(", or "),
+    ))
 }
 
 impl Session {
@@ -96,26 +176,13 @@ impl Session {
     }
 }
 
-fn report(
-    summary: String,
-    parameters: &[Parameter],
-    device: &Device,
-    plans: Vec<&Plan>,
-    Step { shape, accumulation, precision }: Step,
-) -> PlanReport {
-    let mut memory = MemoryReport::default();
+fn report(summary: String, parameters: &[Parameter], device: &Device, plans: Vec<&Plan>, step: Step) -> PlanReport {
+    let memory = memory(&plans, device);
     let mut cost = Cost::default();
     let mut notes = ExecutionNotes::default();
     for (i, plan) in plans.iter().enumerate() {
-        let m = plan.memory_on(device);
-        memory.weights = memory.weights.max(m.weights);
-        memory.gradients = memory.gradients.max(m.gradients);
-        memory.optimizer = memory.optimizer.max(m.optimizer);
-        memory.other += m.other;
-        memory.activations += m.activations;
-        memory.workspace += m.workspace;
         // The first of two plans runs once for every micro-batch.
-        cost += plan.cost().times(if i == 0 { accumulation } else { 1 });
+        cost += plan.cost().times(if i == 0 { step.accumulation } else { 1 });
         let foreseen = plan.notes_on(device);
         notes.fallback.extend(foreseen.fallback);
         notes.split.extend(foreseen.split);
@@ -136,13 +203,14 @@ fn report(
         tensors,
         total_bytes: memory.total(),
         memory,
-        precision,
+        precision: step.precision,
         memory_f32: None,
         available_bytes: available_bytes(device),
         cost,
-        tokens_per_step: shape.0 * shape.1 * accumulation,
+        tokens_per_step: step.shape.0 * step.shape.1 * step.accumulation,
         nodes: plans.iter().map(|p| p.work.calls.len()).sum(),
         passes: plans.iter().map(|p| p.passes).collect(),
+        recomputed: plans.iter().find_map(|p| p.recomputed.clone()),
         fallback: notes.fallback,
         split: notes.split,
     }
