@@ -7,11 +7,13 @@ mod cpu;
 pub mod crossover;
 pub mod describe;
 pub mod dots;
+mod gpu;
 mod host;
 mod levels;
 mod nothing;
 pub mod report;
 pub mod schema;
+mod steps;
 pub mod table;
 mod targets;
 pub mod terminal;
@@ -175,7 +177,7 @@ fn measure_device(
     let _threads = target.set_threads();
     progress.step(&format!("{}: ceilings", target.id));
     let ceilings = match &target.device {
-        Device::Gpu(_) => return Err(Error::Device("GPUs are not measured yet".into())),
+        Device::Gpu(context) => gpu::ceilings(context, scope)?,
         _ => cpu::ceilings(scope)?,
     };
     let roof = levels::roof(&ceilings);

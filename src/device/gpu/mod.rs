@@ -4,6 +4,7 @@ pub mod adapter;
 mod context;
 mod lowering;
 mod memory;
+mod overheads;
 mod pipeline_cache;
 mod profile;
 mod runner;

@@ -1,0 +1,53 @@
+// Traffic: every invocation goes round the arrays in steps of all invocations. Arrays hold a power of two of vec4s (mask + 1);
+// invocations are no more than that where something is written, so that no two write one place in a round.
+struct Params { mask: u32, rounds: u32, invocations: u32, scale: f32 }
+{% set reads = access != "write" %}
+@group(0) @binding(0) var<storage, read_write> a: array<vec4<f32>>;
+{%- if access == "triad" %}
+@group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> c: array<vec4<f32>>;
+@group(0) @binding(3) var<uniform> p: Params;
+{%- elif reads %}
+@group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
+@group(0) @binding(2) var<uniform> p: Params;
+{%- else %}
+@group(0) @binding(1) var<uniform> p: Params;
+{%- endif %}
+
+@compute @workgroup_size(256)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    var i = id.x;
+{%- if access == "read" %}
+    var s0 = vec4<f32>(0.0);
+    var s1 = s0;
+    var s2 = s0;
+    var s3 = s0;
+    let step = p.invocations;
+    for (var r = 0u; r < p.rounds; r += 4u) {
+        s0 += b[i & p.mask];
+        s1 += b[(i + step) & p.mask];
+        s2 += b[(i + 2u * step) & p.mask];
+        s3 += b[(i + 3u * step) & p.mask];
+        i += 4u * step;
+    }
+    let sum = s0 + s1 + s2 + s3;
+    // Never so, but only the values tell.
+    if (sum.x == 1.2345e30) {
+        a[0] = sum;
+    }
+{%- else %}
+    for (var r = 0u; r < p.rounds; r++) {
+        let at = i & p.mask;
+{%- if access == "write" %}
+        a[at] = vec4<f32>(p.scale + f32(r));
+{%- elif access == "copy" %}
+        a[at] = b[at];
+{%- elif access == "triad" %}
+        a[at] = b[at] + p.scale * c[at];
+{%- else %}
+        a[at] = a[at] + p.scale * b[at];
+{%- endif %}
+        i += p.invocations;
+    }
+{%- endif %}
+}
