@@ -2,7 +2,7 @@
 
 use super::levels::level_of;
 use super::nothing::run_and_wait;
-use super::report::{Bound, Ceilings, Direction, Dot};
+use super::report::{Bound, Ceilings, Direction, Dot, Stat};
 use super::timing::{Effort, measure};
 use crate::Result;
 use crate::device::roof::Roof;
@@ -143,6 +143,10 @@ pub fn time(
     effort: &Effort,
 ) -> Result<Dot> {
     let seconds = measure(effort, |n| run_and_wait(device, ready.run.as_mut(), n))?;
+    let device_seconds = match device {
+        Device::Gpu(context) if context.caps().features.timestamps => Some(stamped(ready, effort)?),
+        _ => None,
+    };
     let kernels = ready.run.notes().kernels;
     let mut cost = crate::device::Cost::default();
     ready.work.calls.iter().for_each(|c| cost += c.cost);
@@ -165,13 +169,23 @@ pub fn time(
         compute: least.kind,
         level: level_of(ceilings, least.distance),
         seconds,
-        device_seconds: None,
+        device_seconds,
         roof_seconds: least.seconds,
-        share: least.seconds / seconds.median,
+        share: least.seconds / device_seconds.unwrap_or(seconds).median,
         bound,
         kernels: labels,
         tokens_per_second: None,
     })
+}
+
+/// Seconds of one run by the device's clock: the sum of its kernels, each run a sample.
+fn stamped(ready: &mut Ready, effort: &Effort) -> Result<Stat> {
+    let begin = std::time::Instant::now();
+    let mut samples = Vec::new();
+    while samples.len() < 3 || (samples.len() < effort.samples && begin.elapsed().as_secs_f64() < effort.seconds) {
+        samples.push(ready.run.profile(1)?.iter().map(|c| c.seconds).sum());
+    }
+    Ok(Stat::of(&samples))
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use super::report::{Access, Ceilings, ComputePeak, MemoryPoint, Overhead, Stat, 
 use super::timing::{Effort, measure, seconds};
 use super::{Scope, levels};
 use crate::device::gpu::{Buf, Caps, Context, Lowering, Params};
-use crate::device::{BufferSpec, Call, Cost, CpuCall, Device, Executable, Home, Kernel, Place, Store, Unsupported, Work};
+use crate::device::{
+    BufferSpec, Call, Cost, CpuCall, Device, Executable, Home, Kernel, Place, Store, Unsupported, Work,
+};
 use crate::tensor::{HostTensor, RefTensor, TensorType};
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -176,7 +178,7 @@ impl Bench<'_> {
             let kernel = Loop {
                 label: format!("bench/{name}"),
                 template: crate::shader!("bench_memory.wgsl"),
-                variables: minijinja::context! { access => name },
+                variables: minijinja::context! { access => name.as_str() },
                 params,
                 invocations,
             };
@@ -284,17 +286,14 @@ impl Bench<'_> {
                 Ok(())
             })
         })?;
-        let down = measure(&self.effort, |n| {
-            seconds(|| (0..n).try_for_each(|_| executable.read_output("x").map(|_| ())))
-        })?;
+        let down =
+            measure(&self.effort, |n| seconds(|| (0..n).try_for_each(|_| executable.read_output("x").map(|_| ()))))?;
         Ok((up.rate(bytes), down.rate(bytes)))
     }
 
     fn overheads(&self) -> Result<Vec<Overhead>> {
         let passes = |count: usize| {
-            measure(&self.effort, |n| {
-                seconds(|| (0..n).try_for_each(|_| self.context.submit_empty_passes(count)))
-            })
+            measure(&self.effort, |n| seconds(|| (0..n).try_for_each(|_| self.context.submit_empty_passes(count))))
         };
         const MANY: usize = 65;
         let (submit, many) = (passes(1)?, passes(MANY)?);
@@ -308,9 +307,8 @@ impl Bench<'_> {
         };
         let mut executable = self.device.prepare(nothing::work(1), &mut Store::new(&self.device))?;
         run_and_wait(&self.device, executable.as_mut(), 3)?;
-        let map_back = measure(&self.effort, |n| {
-            seconds(|| (0..n).try_for_each(|_| executable.read_output("y").map(|_| ())))
-        })?;
+        let map_back =
+            measure(&self.effort, |n| seconds(|| (0..n).try_for_each(|_| executable.read_output("y").map(|_| ()))))?;
         let dispatch = nothing::seconds_per_call(&self.device, &self.effort)?;
         let overhead = |kind: &str, time: Stat| Overhead { kind: kind.into(), time };
         Ok(vec![
@@ -364,8 +362,7 @@ impl Kernel for Fresh {
              @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {{\n\
              y[0] = vec4<f32>(vec4<u32>(id, {low}u) ^ vec4<u32>({high}u)) * 1e-9; }}\n"
         );
-        let shader =
-            crate::device::gpu::Shader { label: "bench/fresh".into(), source: source.into(), entry: "main" };
+        let shader = crate::device::gpu::Shader { label: "bench/fresh".into(), source: source.into(), entry: "main" };
         let out = lowering.write(Buf::Out(0));
         lowering.dispatch_source(shader, &[out], Params::new(), [1, 1, 1])
     }

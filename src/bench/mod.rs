@@ -17,6 +17,7 @@ mod steps;
 pub mod table;
 mod targets;
 pub mod terminal;
+pub mod throughput;
 mod timing;
 
 pub use report::Report;
@@ -110,7 +111,7 @@ pub fn roofline(options: &Options, progress: &mut dyn Progress) -> Result<Report
     let mut warnings = host::warnings(&host);
     let mut devices = Vec::new();
     for target in &targets {
-        let measured = measure_device(target, &items, &scope, progress, &mut warnings);
+        let measured = measure_device(target, &items, options, progress, &mut warnings);
         match measured {
             Ok(device) => devices.push(device),
             // What was measured on other devices is kept.
@@ -145,13 +146,13 @@ fn chosen(filter: Option<&str>, scope: &Scope) -> Result<Vec<dots::Item>> {
     let wanted = filter.trim().to_lowercase();
     let found: Vec<dots::Item> = dots::items(usize::MAX).into_iter().filter(|i| i.title().contains(&wanted)).collect();
     // A filter may be meant for the whole steps.
-    if found.is_empty() && !STEP_WORDS.iter().any(|w| w.contains(&wanted) && !wanted.is_empty()) {
+    if found.is_empty() && !steps::titles().iter().any(|t| t.contains(&wanted)) {
         let mut names: Vec<&str> = all.iter().map(|i| i.operator).collect();
         names.dedup();
         return Err(Error::Config(format!(
             "--filter '{filter}' fits no measurement; operators: {}; whole steps: {}",
             names.join(", "),
-            STEP_WORDS.join(", ")
+            steps::titles().join(", ")
         )));
     }
     Ok(found)
@@ -170,10 +171,11 @@ pub struct Under<'a> {
 fn measure_device(
     target: &Target,
     items: &[dots::Item],
-    scope: &Scope,
+    options: &Options,
     progress: &mut dyn Progress,
     warnings: &mut Vec<String>,
 ) -> Result<DeviceReport> {
+    let scope = &Scope { quick: options.quick };
     let _threads = target.set_threads();
     progress.step(&format!("{}: ceilings", target.id));
     let ceilings = match &target.device {
@@ -212,6 +214,10 @@ fn measure_device(
         skipped.dedup();
         warnings.push(format!("{}: left out: {}", target.id, skipped.join(", ")));
     }
+    let mut doubtful = Vec::new();
+    let mut step = |what: &str| progress.step(&format!("{}: {what}", target.id));
+    report.dots.extend(steps::dots(&target.device, &under, options.filter.as_deref(), &mut doubtful, &mut step));
+    warnings.extend(doubtful.into_iter().map(|w| format!("{}: {w}", target.id)));
     warnings.extend(doubts(&report));
     Ok(report)
 }

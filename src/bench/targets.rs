@@ -72,6 +72,14 @@ impl Target {
         })
     }
 
+    /// `cpu`, or what the GPU is reached through.
+    pub fn backend(&self) -> String {
+        match &self.device {
+            Device::Gpu(context) => context.info().backend.to_string(),
+            _ => "cpu".into(),
+        }
+    }
+
     /// The CPU with one thread and, where there are more, with all.
     fn cpus() -> Vec<Self> {
         match all_threads() {
@@ -107,6 +115,15 @@ pub fn resolve(spec: &str) -> Result<Vec<Target>> {
             return Err(Error::Config("--device reference is not timed: it is the slow judge of the others".into()));
         }
     }
+    Ok(targets)
+}
+
+/// As `resolve`, without the CPU beside a GPU that is named, and with all threads only.
+pub fn resolve_exactly(spec: &str) -> Result<Vec<Target>> {
+    let all = matches!(spec.trim().to_lowercase().as_str(), "all" | "cpu");
+    let mut targets = resolve(spec)?;
+    let gpus = targets.iter().any(|t| t.threads.is_none());
+    targets.retain(|t| t.threads.is_none() || ((all || !gpus) && t.threads == Some(all_threads())));
     Ok(targets)
 }
 

@@ -1,6 +1,7 @@
-//! `lynx-gpu bench`: what the devices of this machine can do at most, and how near each kernel comes.
+//! `lynx-gpu bench`: tokens per second of a model, or with `--roofline` what the devices of this machine can do at most and how near
+//! each kernel comes.
 
-use crate::bench::{self, Options, Progress, Report, chart, compare, describe, schema, table, terminal};
+use crate::bench::{self, Options, Progress, Report, chart, compare, describe, schema, table, terminal, throughput};
 use crate::{Error, Result, cache};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -32,6 +33,18 @@ pub struct Args {
     /// Explain every quantity and the chart, and measure nothing
     #[arg(long)]
     describe: bool,
+    /// Without --roofline: preset or TOML file of the model to measure
+    #[arg(short, long, visible_alias = "preset", default_value = "minigpt", value_name = "PRESET|FILE")]
+    config: String,
+    /// Change one setting of the model, as in `--set train.batch_size=8`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "roofline")]
+    set: Vec<String>,
+    /// Tokens of the prompt (at most the context)
+    #[arg(short = 'p', long, default_value_t = 512, value_name = "N", conflicts_with = "roofline")]
+    prompt: usize,
+    /// Tokens to generate (at most the context)
+    #[arg(short = 'n', long, default_value_t = 32, value_name = "N", conflicts_with = "roofline")]
+    generate: usize,
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
@@ -39,9 +52,33 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         print!("{}", describe::describe());
         return Ok(());
     }
-    if !args.roofline {
-        return Err(Error::Config("use --roofline".into()));
+    if args.roofline { roofline(args, json) } else { tokens(args, json) }
+}
+
+fn tokens(args: Args, json: bool) -> Result<()> {
+    let only =
+        [("--filter", args.filter.is_some()), ("--compare", args.compare.is_some()), ("--from", args.from.is_some())];
+    if let Some((flag, _)) = only.iter().find(|(_, given)| *given) {
+        return Err(Error::Config(format!("{flag} belongs to --roofline: add it")));
     }
+    let options = throughput::Options {
+        config: args.config,
+        sets: args.set,
+        device: args.device,
+        quick: args.quick,
+        prompt: args.prompt,
+        generate: args.generate,
+    };
+    let table = throughput::measure(&options, &mut Spinner::new())?;
+    if json {
+        return super::report::emit(&table);
+    }
+    print!("{}", throughput::text(&table));
+    table.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    Ok(())
+}
+
+fn roofline(args: Args, json: bool) -> Result<()> {
     // Before minutes of measuring.
     writable(&args.out)?;
     let old = args.compare.as_deref().map(schema::read).transpose()?;
