@@ -393,7 +393,6 @@ pub fn ceilings(context: &Arc<Context>, scope: &Scope) -> Result<Ceilings> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::device::gpu::render;
 
     #[test]
