@@ -7,13 +7,15 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::math::exp;
-use crate::simd::{Isa, LANES, Lanes, axpy, dot};
+use crate::math;
+use crate::register::with_register;
+use crate::simd::{LANES, axpy, dot};
 use crate::threads::{SharedMut, par_blocks};
 use crate::tile::{Left, matmul, pack, pack_transposed, pad_cols, pad_rows};
+use crate::vector::{Vector, exp};
 
 /// Query rows of a tile of scores.
-pub(crate) const QUERY_TILE: usize = 32;
+pub(crate) const QUERY_TILE: usize = 16;
 /// Keys of a tile of scores.
 pub(crate) const KEY_TILE: usize = 64;
 /// Query rows that share one transposed copy of a tile of keys.
@@ -241,26 +243,32 @@ impl Work<'_> {
 }
 
 /// Turns a row of scores into `exp(score - max)`, hidden ones into 0, for the greater of the row's and the running
-/// maximum; returns `(max, sum)`. `row` is a whole number of [`LANES`], `seen` the visible part of it.
+/// maximum; returns `(max, sum)`. `row` is a whole number of vectors, `seen` the visible part of it, which is not empty.
 #[inline(always)]
-fn exponentiate<V: Isa>(row: &mut [f32], seen: &Range<usize>, max: f32) -> (f32, f32) {
+fn exponentiate<R: Vector>(row: &mut [f32], seen: &Range<usize>, max: f32) -> (f32, f32) {
     row[..seen.start].fill(f32::MIN);
-    row[seen.end..].fill(f32::MIN);
-    let mut greatest = Lanes::splat(f32::MIN);
-    for x in row.chunks_exact(LANES) {
-        greatest = Lanes::load(x).max(greatest);
+    let (whole, end) = (seen.end / R::WIDTH * R::WIDTH, seen.end.next_multiple_of(R::WIDTH));
+    row[end..].fill(0.0);
+    let p = row[..end].as_mut_ptr();
+    let (mut greatest, mut sum) = (R::splat(f32::MIN), R::splat(0.0));
+    // SAFETY: (whole block) the first `end` floats of the row.
+    unsafe {
+        for j in (0..whole).step_by(R::WIDTH) {
+            greatest = R::load(p.add(j)).max(greatest);
+        }
+        if whole < end {
+            let last = R::load_partial(p.add(whole), seen.end - whole, f32::MIN);
+            last.store(p.add(whole));
+            greatest = last.max(greatest);
+        }
+        let max = greatest.greatest().max(max);
+        for j in (0..end).step_by(R::WIDTH) {
+            let e = exp(R::load(p.add(j)).sub(R::splat(max)));
+            e.store(p.add(j));
+            sum = sum.add(e);
+        }
+        (max, sum.sum())
     }
-    let max = greatest.reduce_max().max(max);
-    for x in row.iter_mut() {
-        *x = exp::<V>(*x - max);
-    }
-    row[..seen.start].fill(0.0);
-    row[seen.end..].fill(0.0);
-    let mut sum = Lanes::splat(0.0);
-    for x in row.chunks_exact(LANES) {
-        sum = sum.add(Lanes::load(x));
-    }
-    (max, sum.sum())
 }
 
 crate::multiversion! {
@@ -286,7 +294,7 @@ crate::multiversion! {
             let tile = tile_index * KEY_TILE..((tile_index + 1) * KEY_TILE).min(shape.keys);
             let at = shape.kv_at(b, tile.start, kv_head);
             let columns = pad_cols(tile.len());
-            pack_transposed(&k[at..], shape.kv_stride(), tile.len(), d, columns, keys_t);
+            pack_transposed::<V>(&k[at..], shape.kv_stride(), tile.len(), d, columns, keys_t);
             pack(&v[at..], shape.kv_stride(), tile.len(), d, 1.0, values);
             for first in (rows.start..rows.end).step_by(QUERY_TILE) {
                 let part = first..(first + QUERY_TILE).min(rows.end);
@@ -310,9 +318,9 @@ crate::multiversion! {
                         continue;
                     }
                     let r = i - rows.start;
-                    let (new_max, row_sum) = exponentiate::<V>(row, &seen, max[r]);
+                    let (new_max, row_sum) = with_register!(V, exponentiate(row, &seen, max[r]));
                     if new_max != max[r] {
-                        let shrink = exp::<V>(max[r] - new_max);
+                        let shrink = math::exp::<V>(max[r] - new_max);
                         sum[r] *= shrink;
                         for x in &mut acc[r * width..][..width] {
                             *x *= shrink;
@@ -350,9 +358,9 @@ crate::multiversion! {
                 for (j, x) in row[..count].iter_mut().enumerate() {
                     *x = shape.scale * dot::<V>(query, &k[shape.kv_at(b, first + j, kv_head)..][..d]);
                 }
-                let (new_max, row_sum) = exponentiate::<V>(row, &(0..count), max);
+                let (new_max, row_sum) = with_register!(V, exponentiate(row, &(0..count), max));
                 if new_max != max {
-                    let shrink = exp::<V>(max - new_max);
+                    let shrink = math::exp::<V>(max - new_max);
                     sum *= shrink;
                     acc.iter_mut().for_each(|x| *x *= shrink);
                     max = new_max;

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use crate::attention::{AttentionShape, KEY_TILE, QUERY_TILE, take, with_scratch};
-use crate::math::exp;
-use crate::simd::{Isa, dot};
+use crate::register::with_register;
+use crate::simd::dot;
 use crate::threads::{SharedMut, par_blocks};
 use crate::tile::{Left, matmul, pack, pack_transposed, pad_cols, pad_rows};
+use crate::vector::{Vector, exp};
 
 /// Gradients `dq`, `dk`, `dv` of [`attention_forward`](crate::attention::attention_forward) for the gradient `d_o` of its
 /// output; `o` and `lse` are what it gave. All are overwritten. Each key/value head of each batch row is one item of work,
@@ -62,13 +63,20 @@ struct Work<'a> {
     dv: &'a SharedMut<'a, f32>,
 }
 
-/// `p = exp(score - lse)` in place of the score and `ds = p (dp - delta)` in place of `dp`, 0 where hidden.
+/// `p = exp(score - lse)` in place of the score and `ds = p (dp - delta)` in place of `dp`, 0 where hidden. Both are a whole number
+/// of vectors.
 #[inline(always)]
-fn probabilities<V: Isa>(scores: &mut [f32], dp: &mut [f32], seen: &Range<usize>, lse: f32, delta: f32) {
-    for (s, dp) in scores.iter_mut().zip(dp.iter_mut()) {
-        let p = exp::<V>(*s - lse);
-        *s = p;
-        *dp = p * (*dp - delta);
+fn probabilities<R: Vector>(scores: &mut [f32], dp: &mut [f32], seen: &Range<usize>, lse: f32, delta: f32) {
+    let end = seen.end.next_multiple_of(R::WIDTH);
+    let (s, d) = (scores[..end].as_mut_ptr(), dp[..end].as_mut_ptr());
+    let (lse, delta) = (R::splat(lse), R::splat(delta));
+    for j in (0..end).step_by(R::WIDTH) {
+        // SAFETY: the first `end` floats of each.
+        unsafe {
+            let p = exp(R::load(s.add(j)).sub(lse));
+            p.store(s.add(j));
+            p.mul(R::load(d.add(j)).sub(delta)).store(d.add(j));
+        }
     }
     for hidden in [0..seen.start, seen.end..scores.len()] {
         scores[hidden.clone()].fill(0.0);
@@ -99,8 +107,8 @@ crate::multiversion! {
             let tile = tile_start..(tile_start + KEY_TILE).min(shape.keys);
             let at = shape.kv_at(b, tile.start, kv_head);
             let (columns, key_rows) = (pad_cols(tile.len()), pad_rows(tile.len()));
-            pack_transposed(&k[at..], shape.kv_stride(), tile.len(), d, columns, keys_t);
-            pack_transposed(&v[at..], shape.kv_stride(), tile.len(), d, columns, values_t);
+            pack_transposed::<V>(&k[at..], shape.kv_stride(), tile.len(), d, columns, keys_t);
+            pack_transposed::<V>(&v[at..], shape.kv_stride(), tile.len(), d, columns, values_t);
             // The scale goes into this copy (for dq) and into the queries (for the scores and dk).
             pack(&k[at..], shape.kv_stride(), tile.len(), d, shape.scale, keys);
             dk_tile[..key_rows * width].fill(0.0);
@@ -135,7 +143,7 @@ crate::multiversion! {
                             dp_row.fill(0.0);
                         } else {
                             let row_lse = lse[(b * shape.heads + h) * shape.queries + i];
-                            probabilities::<V>(score_row, dp_row, &seen, row_lse, delta[g * shape.queries + i]);
+                            with_register!(V, probabilities(score_row, dp_row, &seen, row_lse, delta[g * shape.queries + i]));
                         }
                     }
                     let size = [pad_rows(near), width, rows];

@@ -450,7 +450,7 @@ crate::multiversion! {
                 scale(now, 0.5);
             }
             if let Some(dl) = dl.as_deref_mut().filter(|_| k < order) {
-                pack_transposed(&terms[k * plane..], columns, time, columns, pad_cols(time), term_t);
+                pack_transposed::<V>(&terms[k * plane..], columns, time, columns, pad_cols(time), term_t);
                 let size = [pad_rows(time), pad_cols(time), columns];
                 // SAFETY: now is a whole padded operand; V is the dispatched instruction set.
                 unsafe {

@@ -164,7 +164,7 @@ pub fn matmul_q8(m: usize, n: usize, k: usize, group: usize, x: &[f32], w: &[i8]
     par_rows_mut(&mut x_t, k * COLUMNS, k * COLUMNS, |first, part| {
         for (i, panel) in part.chunks_exact_mut(k * COLUMNS).enumerate() {
             let row = (first + i) * COLUMNS;
-            pack_transposed(&x[row * k..], k, COLUMNS.min(m - row), k, COLUMNS, panel);
+            pack_transposed::<crate::simd::Baseline>(&x[row * k..], k, COLUMNS.min(m - row), k, COLUMNS, panel);
         }
     });
     par_blocks(n, WEIGHT_ROWS, (m * k / 8).max(1), |_, range| {

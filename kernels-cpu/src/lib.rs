@@ -46,3 +46,4 @@ pub mod softmax;
 mod team;
 pub mod threads;
 pub mod tile;
+mod vector;

@@ -1,19 +1,48 @@
 //! Cross-entropy of integer targets, fused with log-softmax: neither probabilities nor log-probabilities are stored.
 
 use crate::embed::IndexOutOfRange;
-use crate::math;
-use crate::reduce::max;
-use crate::softmax::{EXP_COST, sum_exp_shifted};
+use crate::register::with_register;
+use crate::softmax::EXP_COST;
 use crate::threads::{SharedMut, par_rows, par_rows_mut};
+use crate::vector::{Vector, exp, lanewise, row_exp, row_map, row_max};
+
+/// The sum of exp(x - m) over a row.
+#[inline(always)]
+fn sum_exp<R: Vector>(x: &[f32], m: f32) -> f64 {
+    // SAFETY: the row; nothing is stored.
+    unsafe { row_exp::<R, false>(x.as_ptr(), x.len(), m, std::ptr::null_mut()) }
+}
+
+lanewise! {
+    WeightedProbability(lse, d) = |x, _y| d.mul(exp(x.sub(lse)));
+}
+
+/// `dx = d exp(x - lse)`
+#[inline(always)]
+fn weighted_probabilities<R: Vector>(x: &[f32], lse: f32, d: f32, dx: &mut [f32]) {
+    // SAFETY: rows of one length.
+    unsafe { row_map::<R>(x.as_ptr(), x.as_ptr(), dx.len(), dx.as_mut_ptr(), WeightedProbability::new(lse, d)) }
+}
 
 crate::multiversion! {
     fn forward<V>(logits: &[f32], targets: &[i32], v: usize, nll: &mut [f32], lse: &mut [f32]) {
-        for (((x, &t), nll), lse) in logits.chunks_exact(v).zip(targets).zip(nll).zip(lse) {
-            let m = max::<V>(x);
-            let log_sum = sum_exp_shifted::<V>(x, m).ln();
-            *lse = (m as f64 + log_sum) as f32;
-            // relative to the maximum, so that a confident right answer among huge logits keeps its digits
-            *nll = if t < 0 { 0.0 } else { ((m as f64 - x[t as usize] as f64) + log_sum) as f32 };
+        // Rows that are short go through each step together: the latency of one is hidden behind the others.
+        let group = if v <= 1024 { 8 } else { 1 };
+        let rows = logits.chunks(group * v).zip(targets.chunks(group));
+        for ((x, targets), (nll, lse)) in rows.zip(nll.chunks_mut(group).zip(lse.chunks_mut(group))) {
+            let mut terms = [(0.0f32, 0.0f64); 8];
+            for (x, terms) in x.chunks_exact(v).zip(&mut terms) {
+                terms.0 = with_register!(V, row_max(x));
+            }
+            for (x, terms) in x.chunks_exact(v).zip(&mut terms) {
+                terms.1 = with_register!(V, sum_exp(x, terms.0));
+            }
+            for ((((x, &t), nll), lse), (m, sum)) in x.chunks_exact(v).zip(targets).zip(nll).zip(lse).zip(terms) {
+                let log_sum = sum.ln();
+                *lse = (m as f64 + log_sum) as f32;
+                // relative to the maximum, so that a confident right answer among huge logits keeps its digits
+                *nll = if t < 0 { 0.0 } else { ((m as f64 - x[t as usize] as f64) + log_sum) as f32 };
+            }
         }
     }
 
@@ -24,9 +53,7 @@ crate::multiversion! {
                 dx.fill(0.0);
                 continue;
             }
-            for (dx, &x) in dx.iter_mut().zip(x) {
-                *dx = d * math::exp::<V>(x - lse);
-            }
+            with_register!(V, weighted_probabilities(x, lse, d, dx));
             dx[t as usize] -= d;
         }
     }

@@ -1,68 +1,129 @@
 //! Layer normalisation (Ba et al. 2016) and root-mean-square normalisation (Zhang and Sennrich 2019) over rows, with gradients.
 //! Parameter gradients are column reductions in fixed blocks, so their bits do not depend on the number of threads.
 
-use crate::reduce::{ROW_BLOCK, sum, sum_sq};
-use crate::simd::{Isa, LANES, Lanes};
+use crate::register::with_register;
 use crate::threads::{SharedMut, par_blocks, par_rows, par_rows_mut};
+use crate::vector::Vector;
 
-/// The sums over a row of `f(i)` and `g(i)`, given lane by lane as two products: (sum a b, sum a b c).
+/// Elements of a row whose terms are added in `f32` before they join an `f64` total.
+const BLOCK: usize = 1024;
+/// Rows that go through a kernel's steps together, so that the latency of one row's sums is hidden behind the others.
+const ROWS: usize = 8;
+
+/// The sums over a row of the two terms that `f` makes of vectors of a, b and c. Beyond the row's end all three are 0, of which `f`
+/// must make 0.
+///
+/// # Safety
+/// The pointers that `f` uses are valid for `n` reads.
 #[inline(always)]
-fn product_sums<V: Isa>(a: &[f32], b: &[f32], offset: f32, c: &[f32], shift: f32) -> (f64, f64) {
+unsafe fn row_sums<R: Vector>([a, b, c]: [*const f32; 3], n: usize, f: impl Fn(R, R, R) -> (R, R)) -> (f64, f64) {
     let (mut s1, mut s2) = (0.0, 0.0);
-    let blocks = a.chunks(ROW_BLOCK).zip(b.chunks(ROW_BLOCK)).zip(c.chunks(ROW_BLOCK));
-    for ((a, b), c) in blocks {
-        let mut acc1 = [Lanes::splat(0.0); 2];
-        let mut acc2 = [Lanes::splat(0.0); 2];
-        let (offset, shift) = (Lanes::splat(offset), Lanes::splat(-shift));
-        let lanes = a.chunks(LANES).zip(b.chunks(LANES)).zip(c.chunks(LANES));
-        for (i, ((a, b), c)) in lanes.enumerate() {
-            let (a, b, c) = if a.len() == LANES {
-                (Lanes::load(a), Lanes::load(b), Lanes::load(c))
-            } else {
-                (Lanes::load_partial(a, 0.0), Lanes::load_partial(b, 0.0), Lanes::load_partial(c, 0.0))
-            };
-            let p = a.mul(b.add(offset));
-            acc1[i % 2] = acc1[i % 2].add(p);
-            acc2[i % 2] = p.fma::<V>(c.add(shift), acc2[i % 2]);
+    // SAFETY: (whole body) loads stay within the rows.
+    unsafe {
+        for start in (0..n).step_by(BLOCK) {
+            let end = n.min(start + BLOCK);
+            let (mut acc1, mut acc2) = ([R::splat(0.0); 4], [R::splat(0.0); 4]);
+            let mut i = start;
+            while i + 64 <= end {
+                for j in 0..4 {
+                    let at = i + 16 * j;
+                    let (p, q) = f(R::load(a.add(at)), R::load(b.add(at)), R::load(c.add(at)));
+                    (acc1[j], acc2[j]) = (acc1[j].add(p), acc2[j].add(q));
+                }
+                i += 64;
+            }
+            while i + 16 <= end {
+                let (p, q) = f(R::load(a.add(i)), R::load(b.add(i)), R::load(c.add(i)));
+                (acc1[0], acc2[0]) = (acc1[0].add(p), acc2[0].add(q));
+                i += 16;
+            }
+            if i < end {
+                let [a, b, c] = [a, b, c].map(|p| R::load_partial(p.add(i), end - i, 0.0));
+                let (p, q) = f(a, b, c);
+                (acc1[1], acc2[1]) = (acc1[1].add(p), acc2[1].add(q));
+            }
+            s1 += acc1[0].add(acc1[1]).add(acc1[2].add(acc1[3])).sum() as f64;
+            s2 += acc2[0].add(acc2[1]).add(acc2[2].add(acc2[3])).sum() as f64;
         }
-        s1 += acc1[0].add(acc1[1]).sum() as f64;
-        s2 += acc2[0].add(acc2[1]).sum() as f64;
     }
     (s1, s2)
 }
 
+/// The sum of a row.
+#[inline(always)]
+fn row_sum<R: Vector>(x: &[f32]) -> f64 {
+    let p = x.as_ptr();
+    // SAFETY: the row.
+    unsafe { row_sums::<R>([p; 3], x.len(), |x, _, _| (x, R::splat(0.0))).0 }
+}
+
 /// The sum over a row of (x - mean)^2.
 #[inline(always)]
-fn centred_sum_sq<V: Isa>(x: &[f32], mean: f32) -> f64 {
-    let mut centred = [0.0f32; ROW_BLOCK];
-    let mut total = 0.0;
-    for x in x.chunks(ROW_BLOCK) {
-        let centred = &mut centred[..x.len()];
-        for (c, &x) in centred.iter_mut().zip(x) {
-            *c = x - mean;
+fn centred_sum_sq<R: Vector>(x: &[f32], mean: f32) -> f64 {
+    let (whole, p, m) = (x.len() / 16 * 16, x.as_ptr(), R::splat(mean));
+    // SAFETY: the row; what completes the last vector is the mean itself, which adds nothing.
+    unsafe {
+        let term = |x: R, _: R, _: R| {
+            let c = x.sub(m);
+            (c.mul(c), R::splat(0.0))
+        };
+        let mut total = row_sums::<R>([p; 3], whole, term).0;
+        if whole < x.len() {
+            let last = R::load_partial(p.add(whole), x.len() - whole, mean);
+            total += term(last, last, last).0.sum() as f64;
         }
-        total += sum_sq::<V>(centred);
+        total
     }
-    total
+}
+
+/// The sum of squares of a row.
+#[inline(always)]
+fn row_sum_sq<R: Vector>(x: &[f32]) -> f64 {
+    let p = x.as_ptr();
+    // SAFETY: the row.
+    unsafe { row_sums::<R>([p; 3], x.len(), |x, _, _| (x.mul(x), R::splat(0.0))).0 }
+}
+
+/// The sums over a row of g and of g (x - mean), with g = dy (gamma + offset).
+#[inline(always)]
+fn gradient_sums<R: Vector>(dy: &[f32], gamma: &[f32], offset: f32, x: &[f32], mean: f32) -> (f64, f64) {
+    let (offset, mean) = (R::splat(offset), R::splat(mean));
+    // SAFETY: rows of one length; beyond their end dy is 0, and so are both terms.
+    unsafe {
+        row_sums::<R>([dy.as_ptr(), gamma.as_ptr(), x.as_ptr()], x.len(), |dy, gamma, x| {
+            let g = dy.mul(gamma.add(offset));
+            (g, g.mul(x.sub(mean)))
+        })
+    }
 }
 
 crate::multiversion! {
     fn layer_norm_rows<V>(
         x: &[f32], d: usize, gamma: &[f32], beta: Option<&[f32]>, eps: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32],
     ) {
-        for (((x, y), mean), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(mean).zip(rstd) {
-            let m = (sum::<V>(x) / d as f64) as f32;
-            let r = (1.0 / (centred_sum_sq::<V>(x, m) / d as f64 + eps as f64).sqrt()) as f32;
-            (*mean, *rstd) = (m, r);
-            match beta {
-                Some(beta) => {
-                    for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-                        *y = V::fma((x - m) * r, g, b);
+        let groups = x.chunks(ROWS * d).zip(y.chunks_mut(ROWS * d)).zip(mean.chunks_mut(ROWS)).zip(rstd.chunks_mut(ROWS));
+        for (((x, y), mean), rstd) in groups {
+            for (x, m) in x.chunks_exact(d).zip(&mut *mean) {
+                *m = (with_register!(V, row_sum(x)) / d as f64) as f32;
+            }
+            let mut squares = [0.0f64; ROWS];
+            for ((x, &m), s) in x.chunks_exact(d).zip(&*mean).zip(&mut squares) {
+                *s = with_register!(V, centred_sum_sq(x, m));
+            }
+            for (r, s) in rstd.iter_mut().zip(squares) {
+                *r = (1.0 / (s / d as f64 + eps as f64).sqrt()) as f32;
+            }
+            for (((x, y), &m), &r) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(&*mean).zip(&*rstd) {
+                match beta {
+                    Some(beta) => {
+                        for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+                            *y = V::fma((x - m) * r, g, b);
+                        }
                     }
-                }
-                None => {
-                    for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
-                        *y = (x - m) * r * g;
+                    None => {
+                        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
+                            *y = (x - m) * r * g;
+                        }
                     }
                 }
             }
@@ -72,23 +133,33 @@ crate::multiversion! {
     fn layer_norm_grad_rows<V>(
         x: &[f32], d: usize, gamma: &[f32], mean: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32],
     ) {
-        let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d));
-        for ((((x, dy), dx), &m), &r) in rows.zip(mean).zip(rstd) {
-            // with xhat = (x - m) r and g = dy gamma: dx = r (g - mean(g) - xhat mean(g xhat))
-            let (s1, s2) = product_sums::<V>(dy, gamma, 0.0, x, m);
-            let (a, b) = ((s1 / d as f64) as f32, (s2 * r as f64 * r as f64 / d as f64) as f32);
-            for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
-                *dx = r * (V::fma(dy, g, -a) - (x - m) * b);
+        let groups = x.chunks(ROWS * d).zip(dy.chunks(ROWS * d)).zip(dx.chunks_mut(ROWS * d));
+        for (((x, dy), dx), (mean, rstd)) in groups.zip(mean.chunks(ROWS).zip(rstd.chunks(ROWS))) {
+            let mut means = [(0.0f32, 0.0f32); ROWS];
+            let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(mean).zip(rstd);
+            for ((((x, dy), &m), &r), means) in rows.zip(&mut means) {
+                // with xhat = (x - m) r and g = dy gamma: dx = r (g - mean(g) - xhat mean(g xhat))
+                let (s1, s2) = with_register!(V, gradient_sums(dy, gamma, 0.0, x, m));
+                *means = ((s1 / d as f64) as f32, (s2 * r as f64 * r as f64 / d as f64) as f32);
+            }
+            let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(mean).zip(rstd);
+            for (((((x, dy), dx), &m), &r), (a, b)) in rows.zip(means) {
+                for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
+                    *dx = r * (V::fma(dy, g, -a) - (x - m) * b);
+                }
             }
         }
     }
 
     fn rms_norm_rows<V>(x: &[f32], d: usize, gamma: &[f32], offset: f32, eps: f32, y: &mut [f32], rstd: &mut [f32]) {
-        for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
-            let r = (1.0 / (sum_sq::<V>(x) / d as f64 + eps as f64).sqrt()) as f32;
-            *rstd = r;
-            for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
-                *y = x * r * (g + offset);
+        for ((x, y), rstd) in x.chunks(ROWS * d).zip(y.chunks_mut(ROWS * d)).zip(rstd.chunks_mut(ROWS)) {
+            for (x, r) in x.chunks_exact(d).zip(&mut *rstd) {
+                *r = (1.0 / (with_register!(V, row_sum_sq(x)) / d as f64 + eps as f64).sqrt()) as f32;
+            }
+            for ((x, y), &r) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(&*rstd) {
+                for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
+                    *y = x * r * (g + offset);
+                }
             }
         }
     }
@@ -96,13 +167,19 @@ crate::multiversion! {
     fn rms_norm_grad_rows<V>(
         x: &[f32], d: usize, gamma: &[f32], offset: f32, rstd: &[f32], dy: &[f32], dx: &mut [f32],
     ) {
-        let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d));
-        for (((x, dy), dx), &r) in rows.zip(rstd) {
-            // with g = dy gamma: dx = r (g - x r^2 mean(g x))
-            let (_, s) = product_sums::<V>(dy, gamma, offset, x, 0.0);
-            let b = (s * r as f64 * r as f64 / d as f64) as f32;
-            for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
-                *dx = r * V::fma(dy, g + offset, -(x * b));
+        let groups = x.chunks(ROWS * d).zip(dy.chunks(ROWS * d)).zip(dx.chunks_mut(ROWS * d));
+        for (((x, dy), dx), rstd) in groups.zip(rstd.chunks(ROWS)) {
+            let mut means = [0.0f32; ROWS];
+            for (((x, dy), &r), mean) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(rstd).zip(&mut means) {
+                // with g = dy gamma: dx = r (g - x r^2 mean(g x))
+                let (_, s) = with_register!(V, gradient_sums(dy, gamma, offset, x, 0.0));
+                *mean = (s * r as f64 * r as f64 / d as f64) as f32;
+            }
+            let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd);
+            for ((((x, dy), dx), &r), b) in rows.zip(means) {
+                for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
+                    *dx = r * V::fma(dy, g + offset, -(x * b));
+                }
             }
         }
     }
@@ -148,8 +225,8 @@ crate::multiversion! {
 
 /// Rows added in `f32` before they go to the `f64` accumulator; rows and columns that one task reduces.
 const ROW_GROUP: usize = 32;
-const ROW_CHUNK: usize = 256;
-const COLUMN_TILE: usize = 256;
+const ROW_CHUNK: usize = 128;
+const COLUMN_TILE: usize = 1024;
 
 /// `y = (x - mean) rstd gamma + beta` for each row of `x`, shaped [rows, d], with `rstd = 1 / sqrt(variance + eps)` and the biased
 /// variance. `gamma` and `beta` are [d]; `mean` and `rstd` are outputs, [rows].

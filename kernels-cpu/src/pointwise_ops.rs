@@ -3,7 +3,9 @@
 use crate::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::math;
 use crate::program::{Binary, Unary};
+use crate::register::with_register;
 use crate::simd::Isa;
+use crate::vector::{Vector, gelu_erf, gelu_erf_grad, lanewise, row_map};
 
 /// Elements that a kernel holds apart where it must.
 const CHUNK: usize = 128;
@@ -62,6 +64,27 @@ fn binary<const OP: u8>(a: f32, b: f32) -> f32 {
     }
 }
 
+lanewise! {
+    GeluErf() = |x, _y| gelu_erf(x);
+    GeluErfGrad() = |x, _y| gelu_erf_grad(x);
+}
+
+/// # Safety
+/// The contract of the kernels below.
+#[inline(always)]
+unsafe fn gelu_erf_run<R: Vector>(n: usize, a: *const f32, y: *mut f32) {
+    // SAFETY: passed on.
+    unsafe { row_map::<R>(a, a, n, y, GeluErf::new()) }
+}
+
+/// # Safety
+/// The contract of the kernels below.
+#[inline(always)]
+unsafe fn gelu_erf_grad_run<R: Vector>(n: usize, a: *const f32, y: *mut f32) {
+    // SAFETY: passed on.
+    unsafe { row_map::<R>(a, a, n, y, GeluErfGrad::new()) }
+}
+
 // The contract of the kernels: the pointers are valid for `n` elements, and the result either stands exactly where an operand stands or overlaps none. The cases are
 // told apart because LLVM vectorises a loop only where it can show that stores do not reach later loads.
 crate::multiversion! {
@@ -78,6 +101,14 @@ crate::multiversion! {
             for y in y {
                 *y = unary::<V, OP>(*y);
             }
+        }
+    }
+
+    /// The functions of the normal distribution, whose time is their exponentials.
+    unsafe fn normal_block<V, const GRAD: bool>(n: usize, a: *const f32, y: *mut f32) {
+        // SAFETY: the contract above.
+        unsafe {
+            if GRAD { with_register!(V, gelu_erf_grad_run(n, a, y)) } else { with_register!(V, gelu_erf_run(n, a, y)) }
         }
     }
 
@@ -210,13 +241,15 @@ pub(crate) unsafe fn run_unary(op: Unary, n: usize, a: *const f32, y: *mut f32) 
         ($($name:ident)*) => {
             // SAFETY: passed on.
             match op {
+                Unary::GeluErf => unsafe { normal_block::<false>(n, a, y) },
+                Unary::GeluErfGrad => unsafe { normal_block::<true>(n, a, y) },
                 $(Unary::$name => unsafe { unary_block::<{ Unary::$name as u8 }>(n, a, y) },)*
                 Unary::Sin => unsafe { sin_cos_block::<{ Unary::Sin as u8 }>(n, a, y) },
                 Unary::Cos => unsafe { sin_cos_block::<{ Unary::Cos as u8 }>(n, a, y) },
             }
         };
     }
-    dispatch!(Neg Abs Sign Exp Log Sqrt Rsqrt Recip Tanh Sigmoid Softplus Silu SiluGrad GeluTanh GeluTanhGrad GeluErf GeluErfGrad Relu Step Trunc)
+    dispatch!(Neg Abs Sign Exp Log Sqrt Rsqrt Recip Tanh Sigmoid Softplus Silu SiluGrad GeluTanh GeluTanhGrad Relu Step Trunc)
 }
 
 /// `y = op(a, b)`

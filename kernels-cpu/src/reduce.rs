@@ -27,7 +27,7 @@ const ROW_GROUP: usize = 32;
 /// Rows of a column reduction that one task reduces.
 const ROW_CHUNK: usize = 512;
 /// Columns of a column reduction that one task reduces: the accumulators fit in the first-level cache.
-const COLUMN_TILE: usize = 256;
+const COLUMN_TILE: usize = 1024;
 
 #[inline(always)]
 fn identity<const KIND: usize>() -> f32 {
@@ -105,18 +105,6 @@ fn row<V: Isa, const KIND: usize>(x: &[f32]) -> f64 {
 #[inline(always)]
 pub(crate) fn sum<V: Isa>(x: &[f32]) -> f64 {
     row::<V, SUM>(x)
-}
-
-/// The greatest element of a slice, -infinity when empty, for use inside kernel bodies.
-#[inline(always)]
-pub(crate) fn max<V: Isa>(x: &[f32]) -> f32 {
-    row::<V, MAX>(x) as f32
-}
-
-/// The sum of squares of a slice, for use inside kernel bodies.
-#[inline(always)]
-pub(crate) fn sum_sq<V: Isa>(x: &[f32]) -> f64 {
-    row::<V, SUM_SQ>(x)
 }
 
 crate::multiversion! {

@@ -1,41 +1,14 @@
 //! Softmax and log-softmax over rows, and their gradients. The maximum is subtracted first, so logits of any finite size are safe; masks
 //! are large finite negatives (a row of nothing but masks is uniform).
 
-use crate::math;
-use crate::reduce::{ROW_BLOCK, max, sum};
+use crate::reduce::{ROW_BLOCK, sum};
+use crate::register::with_register;
 use crate::simd::{Isa, dot};
 use crate::threads::par_rows_mut;
+use crate::vector::{Vector, exp, lanewise, row_exp, row_map, row_max};
 
 /// About what one `exp` costs beside an addition.
 pub(crate) const EXP_COST: usize = 8;
-
-/// Writes exp(x - m) to `y` and returns the sum.
-#[inline(always)]
-pub(crate) fn exp_shifted<V: Isa>(x: &[f32], m: f32, y: &mut [f32]) -> f64 {
-    let mut total = 0.0;
-    for (x, y) in x.chunks(ROW_BLOCK).zip(y.chunks_mut(ROW_BLOCK)) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y = math::exp::<V>(x - m);
-        }
-        total += sum::<V>(y);
-    }
-    total
-}
-
-/// The sum of exp(x - m), without storing the terms.
-#[inline(always)]
-pub(crate) fn sum_exp_shifted<V: Isa>(x: &[f32], m: f32) -> f64 {
-    let mut terms = [0.0f32; ROW_BLOCK];
-    let mut total = 0.0;
-    for x in x.chunks(ROW_BLOCK) {
-        let terms = &mut terms[..x.len()];
-        for (t, &x) in terms.iter_mut().zip(x) {
-            *t = math::exp::<V>(x - m);
-        }
-        total += sum::<V>(terms);
-    }
-    total
-}
 
 /// The dot product with the sum of blocks in f64.
 #[inline(always)]
@@ -43,41 +16,71 @@ pub(crate) fn blocked_dot<V: Isa>(a: &[f32], b: &[f32]) -> f64 {
     a.chunks(ROW_BLOCK).zip(b.chunks(ROW_BLOCK)).fold(0.0, |total, (a, b)| total + dot::<V>(a, b) as f64)
 }
 
+lanewise! {
+    Scale(scale) = |x, _y| x.mul(scale);
+    LogProbability(max, log_sum) = |x, _y| x.sub(max).sub(log_sum);
+    Gradient(inner) = |y, dy| y.mul(dy.sub(inner));
+    LogGradient(minus_total) = |y, dy| dy.accumulate(exp(y), minus_total);
+}
+
+/// `y = exp(x) / sum(exp(x))` for one row.
+#[inline(always)]
+fn softmax_row<R: Vector>(x: &[f32], y: &mut [f32]) {
+    let (n, p) = (y.len(), y.as_mut_ptr());
+    // SAFETY: both rows have `n` elements; `y` is scaled in place.
+    unsafe {
+        let scale = (1.0 / row_exp::<R, true>(x.as_ptr(), n, row_max::<R>(x), p)) as f32;
+        row_map::<R>(p, p, n, p, Scale::new(scale));
+    }
+}
+
+/// `y = (x - max) - log(sum(exp(x - max)))` for one row.
+#[inline(always)]
+fn log_softmax_row<R: Vector>(x: &[f32], y: &mut [f32]) {
+    let (n, p, m) = (y.len(), x.as_ptr(), row_max::<R>(x));
+    // SAFETY: both rows have `n` elements; nothing is stored by `row_exp`.
+    unsafe {
+        let log_sum = row_exp::<R, false>(p, n, m, y.as_mut_ptr()).ln() as f32;
+        row_map::<R>(p, p, n, y.as_mut_ptr(), LogProbability::new(m, log_sum));
+    }
+}
+
+#[inline(always)]
+fn softmax_grad_row<R: Vector>(y: &[f32], dy: &[f32], inner: f32, dx: &mut [f32]) {
+    // SAFETY: rows of one length.
+    unsafe { row_map::<R>(y.as_ptr(), dy.as_ptr(), dx.len(), dx.as_mut_ptr(), Gradient::new(inner)) }
+}
+
+#[inline(always)]
+fn log_softmax_grad_row<R: Vector>(y: &[f32], dy: &[f32], total: f32, dx: &mut [f32]) {
+    // SAFETY: rows of one length.
+    unsafe { row_map::<R>(y.as_ptr(), dy.as_ptr(), dx.len(), dx.as_mut_ptr(), LogGradient::new(-total)) }
+}
+
 crate::multiversion! {
     fn softmax_rows<V>(x: &[f32], n: usize, y: &mut [f32]) {
         for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
-            let scale = (1.0 / exp_shifted::<V>(x, max::<V>(x), y)) as f32;
-            for y in y.iter_mut() {
-                *y *= scale;
-            }
+            with_register!(V, softmax_row(x, y));
         }
     }
 
     fn log_softmax_rows<V>(x: &[f32], n: usize, y: &mut [f32]) {
         for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
-            let m = max::<V>(x);
-            let log_sum = sum_exp_shifted::<V>(x, m).ln() as f32;
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = (x - m) - log_sum;
-            }
+            with_register!(V, log_softmax_row(x, y));
         }
     }
 
     fn softmax_grad_rows<V>(y: &[f32], dy: &[f32], n: usize, dx: &mut [f32]) {
         for ((y, dy), dx) in y.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
             let inner = blocked_dot::<V>(y, dy) as f32;
-            for ((dx, &y), &dy) in dx.iter_mut().zip(y).zip(dy) {
-                *dx = y * (dy - inner);
-            }
+            with_register!(V, softmax_grad_row(y, dy, inner, dx));
         }
     }
 
     fn log_softmax_grad_rows<V>(y: &[f32], dy: &[f32], n: usize, dx: &mut [f32]) {
         for ((y, dy), dx) in y.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
             let total = sum::<V>(dy) as f32;
-            for ((dx, &y), &dy) in dx.iter_mut().zip(y).zip(dy) {
-                *dx = V::fma(-math::exp::<V>(y), total, dy);
-            }
+            with_register!(V, log_softmax_grad_row(y, dy, total, dx));
         }
     }
 }

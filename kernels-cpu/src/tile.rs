@@ -163,14 +163,24 @@ pub fn pack(x: &[f32], stride: usize, rows: usize, cols: usize, scale: f32, tile
 
 /// As [`pack`], transposed and unscaled: `tile` becomes `cols` rows of `width` floats, the first `rows` of each filled.
 #[inline(always)]
-pub fn pack_transposed(x: &[f32], stride: usize, rows: usize, cols: usize, width: usize, tile: &mut [f32]) {
+pub fn pack_transposed<V: Isa>(x: &[f32], stride: usize, rows: usize, cols: usize, width: usize, tile: &mut [f32]) {
     // Sixteen source rows at a time: their current cache lines stay in L1 while one line of each output row is written.
     for r0 in (0..width).step_by(COLS) {
         let n = rows.saturating_sub(r0).min(COLS);
         let source: [&[f32]; COLS] =
             std::array::from_fn(|r| if r < n { &x[(r0 + r) * stride..][..cols] } else { &[] as &[f32] });
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if V::LEVEL == crate::simd::Level::Avx512 && n == COLS {
+            while done + COLS <= cols {
+                let out = &mut tile[done * width + r0..][..(COLS - 1) * width + COLS];
+                // SAFETY: sixteen rows of sixteen floats on both sides; V is the dispatched instruction set.
+                unsafe { transpose(source.map(|row| row.as_ptr().add(done)), out.as_mut_ptr(), width) };
+                done += COLS;
+            }
+        }
         if n == COLS {
-            for c in 0..cols {
+            for c in done..cols {
                 let out: &mut [f32; COLS] = tile[c * width + r0..].first_chunk_mut().expect("a tile of cols x width");
                 for r in 0..COLS {
                     out[r] = source[r][c];
@@ -187,6 +197,43 @@ pub fn pack_transposed(x: &[f32], stride: usize, rows: usize, cols: usize, width
     }
 }
 
+/// Sixteen rows of sixteen floats to sixteen columns, whose rows are `stride` apart: pairs of rows are interleaved, then pairs of
+/// pairs, then the quarters of four such groups come together.
+///
+/// # Safety
+/// All are valid, and AVX-512 F is there.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[allow(unused_unsafe)]
+unsafe fn transpose(rows: [*const f32; COLS], to: *mut f32, stride: usize) {
+    use std::arch::x86_64::*;
+    // SAFETY: (whole body) the contract.
+    unsafe {
+        let r = rows.map(|p| _mm512_loadu_ps(p));
+        let mut quads = r;
+        for i in (0..COLS).step_by(4) {
+            let (low0, high0) = (_mm512_unpacklo_ps(r[i], r[i + 1]), _mm512_unpackhi_ps(r[i], r[i + 1]));
+            let (low1, high1) = (_mm512_unpacklo_ps(r[i + 2], r[i + 3]), _mm512_unpackhi_ps(r[i + 2], r[i + 3]));
+            let [low0, high0, low1, high1] = [low0, high0, low1, high1].map(|v| _mm512_castps_pd(v));
+            quads[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low0, low1));
+            quads[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low0, low1));
+            quads[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high0, high1));
+            quads[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high0, high1));
+        }
+        // Quarter l of quads[4 i + j] holds column 4 l + j of rows 4 i .. 4 i + 4.
+        for j in 0..4 {
+            let even0 = _mm512_shuffle_f32x4::<0x88>(quads[j], quads[4 + j]);
+            let even1 = _mm512_shuffle_f32x4::<0x88>(quads[8 + j], quads[12 + j]);
+            let odd0 = _mm512_shuffle_f32x4::<0xdd>(quads[j], quads[4 + j]);
+            let odd1 = _mm512_shuffle_f32x4::<0xdd>(quads[8 + j], quads[12 + j]);
+            _mm512_storeu_ps(to.add(j * stride), _mm512_shuffle_f32x4::<0x88>(even0, even1));
+            _mm512_storeu_ps(to.add((4 + j) * stride), _mm512_shuffle_f32x4::<0x88>(odd0, odd1));
+            _mm512_storeu_ps(to.add((8 + j) * stride), _mm512_shuffle_f32x4::<0xdd>(even0, even1));
+            _mm512_storeu_ps(to.add((12 + j) * stride), _mm512_shuffle_f32x4::<0xdd>(odd0, odd1));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +243,10 @@ mod tests {
         fn run<V>(size: [usize; 3], a: Left, b: &[f32], b_stride: usize, c: &mut [f32], c_stride: usize, add: bool) {
             // SAFETY: the tests below give whole matrices.
             unsafe { matmul::<V>(size, a, b, b_stride, c, c_stride, add) }
+        }
+
+        fn turn<V>(x: &[f32], stride: usize, rows: usize, cols: usize, width: usize, tile: &mut [f32]) {
+            pack_transposed::<V>(x, stride, rows, cols, width, tile)
         }
     }
 
@@ -237,11 +288,15 @@ mod tests {
                 assert_eq!(tile[r * pad_cols(19) + c], want);
             }
         }
-        let mut tile = vec![f32::NAN; 19 * 32];
-        pack_transposed(&x, 21, 7, 19, 32, &mut tile);
-        for c in 0..19 {
-            for r in 0..32 {
-                assert_eq!(tile[c * 32 + r], if r < 7 { x[r * 21 + c] } else { 0.0 });
+        for (rows, cols, width) in [(7, 19, 32), (16, 16, 16), (33, 37, 48), (64, 32, 64), (17, 1, 32)] {
+            let stride = cols + 2;
+            let x = noise(rows * stride, 4);
+            let mut tile = vec![f32::NAN; cols * width];
+            turn(&x, stride, rows, cols, width, &mut tile);
+            for c in 0..cols {
+                for r in 0..width {
+                    assert_eq!(tile[c * width + r], if r < rows { x[r * stride + c] } else { 0.0 });
+                }
             }
         }
     }
