@@ -1,6 +1,6 @@
-// Traffic: every invocation goes round the arrays in steps of all invocations. Arrays hold a power of two of vec4s (mask + 1);
-// invocations are no more than that where something is written, so that no two write one place in a round.
-struct Params { mask: u32, rounds: u32, invocations: u32, scale: f32 }
+// Traffic. Every workgroup goes along the arrays in lines of 256 vec4s: what it reads starts in a place of its own and goes on through
+// the whole of the array (mask + 1 vec4s, a power of two), what it writes stays in its own block of lines (block, a power of two).
+struct Params { mask: u32, rounds: u32, block: u32, scale: f32 }
 {% set reads = access != "write" %}
 @group(0) @binding(0) var<storage, read_write> a: array<vec4<f32>>;
 {%- if access == "triad" %}
@@ -15,20 +15,19 @@ struct Params { mask: u32, rounds: u32, invocations: u32, scale: f32 }
 {%- endif %}
 
 @compute @workgroup_size(256)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    var i = id.x;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let start = group.x * p.block * 256u + lane;
 {%- if access == "read" %}
     var s0 = vec4<f32>(0.0);
     var s1 = s0;
     var s2 = s0;
     var s3 = s0;
-    let step = p.invocations;
     for (var r = 0u; r < p.rounds; r += 4u) {
+        let i = start + r * 256u;
         s0 += b[i & p.mask];
-        s1 += b[(i + step) & p.mask];
-        s2 += b[(i + 2u * step) & p.mask];
-        s3 += b[(i + 3u * step) & p.mask];
-        i += 4u * step;
+        s1 += b[(i + 256u) & p.mask];
+        s2 += b[(i + 512u) & p.mask];
+        s3 += b[(i + 768u) & p.mask];
     }
     let sum = s0 + s1 + s2 + s3;
     // Never so, but only the values tell.
@@ -37,7 +36,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
 {%- else %}
     for (var r = 0u; r < p.rounds; r++) {
-        let at = i & p.mask;
+        let at = start + (r & (p.block - 1u)) * 256u;
 {%- if access == "write" %}
         a[at] = vec4<f32>(p.scale + f32(r));
 {%- elif access == "copy" %}
@@ -47,7 +46,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 {%- else %}
         a[at] = a[at] + p.scale * b[at];
 {%- endif %}
-        i += p.invocations;
     }
 {%- endif %}
 }

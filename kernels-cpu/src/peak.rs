@@ -327,34 +327,34 @@ unsafe fn put<V: Isa, R: Register, const STREAM: bool>(x: R, p: *mut f32) {
 mod rounds {
     use super::*;
 
+    /// Calls `body` with the place of every register of the arrays, eight to a round: no checks between the loads and stores.
+    #[inline(always)]
+    fn each(n: usize, mut body: impl FnMut(usize, usize)) {
+        let mut at = 0usize;
+        while at < n {
+            for i in 0..8 {
+                body(i, at.wrapping_add(i.wrapping_mul(16)));
+            }
+            at = at.wrapping_add(UNROLL);
+        }
+    }
+
     #[inline(always)]
     pub(super) unsafe fn read<R: Register>(b: *const f32, n: usize) {
         let mut sums = [R::splat(0.0); 8];
-        for at in (0..n).step_by(UNROLL) {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = sum.add(unsafe { R::load(b.add(at + i * 16)) });
-            }
-        }
+        each(n, |i, at| sums[i] = sums[i].add(unsafe { R::load(b.wrapping_add(at)) }));
         keep(&sums);
     }
 
     #[inline(always)]
     pub(super) unsafe fn write<V: Isa, R: Register, const STREAM: bool>(a: *mut f32, n: usize) {
         let value = R::splat(black_box(1.0));
-        for at in (0..n).step_by(UNROLL) {
-            for i in 0..8 {
-                unsafe { put::<V, R, STREAM>(value, a.add(at + i * 16)) };
-            }
-        }
+        each(n, |_, at| unsafe { put::<V, R, STREAM>(value, a.wrapping_add(at)) });
     }
 
     #[inline(always)]
     pub(super) unsafe fn copy<V: Isa, R: Register, const STREAM: bool>(a: *mut f32, b: *const f32, n: usize) {
-        for at in (0..n).step_by(UNROLL) {
-            for i in 0..8 {
-                unsafe { put::<V, R, STREAM>(R::load(b.add(at + i * 16)), a.add(at + i * 16)) };
-            }
-        }
+        each(n, |_, at| unsafe { put::<V, R, STREAM>(R::load(b.wrapping_add(at)), a.wrapping_add(at)) });
     }
 
     #[inline(always)]
@@ -365,15 +365,10 @@ mod rounds {
         n: usize,
     ) {
         let s = R::splat(black_box(3.0));
-        for at in (0..n).step_by(UNROLL) {
-            for i in 0..8 {
-                let at = at + i * 16;
-                unsafe {
-                    let sum = R::load(b.add(at)).accumulate(s, R::load(c.add(at)));
-                    put::<V, R, STREAM>(sum, a.add(at));
-                }
-            }
-        }
+        each(n, |_, at| unsafe {
+            let sum = R::load(b.wrapping_add(at)).accumulate(s, R::load(c.wrapping_add(at)));
+            put::<V, R, STREAM>(sum, a.wrapping_add(at));
+        });
     }
 }
 

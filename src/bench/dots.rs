@@ -1,7 +1,7 @@
 //! The dots: every operator of the registry at the sizes it is timed with, forward and backward, under the roof of a device.
 
 use super::levels::level_of;
-use super::nothing::run_and_wait;
+pub use super::nothing::run_and_wait;
 use super::report::{Bound, Ceilings, Direction, Dot, Stat};
 use super::timing::{Effort, measure};
 use crate::Result;

@@ -172,9 +172,11 @@ impl Bench<'_> {
         }
         let name = format!("{access:?}").to_lowercase();
         let reads = access == Access::Read;
-        let invocations = if reads { self.full() } else { self.full().min(vectors) };
+        // Writers have at least eight lines each: stores to one place again and again could be left out.
+        let invocations = if reads { self.full() } else { self.full().min(vectors / 8).max(GROUP) };
+        let block = (vectors / invocations).max(1);
         let make = |rounds| {
-            let params = Params::new().u32(vectors - 1).u32(rounds).u32(invocations).f32(1e-6);
+            let params = Params::new().u32(vectors - 1).u32(rounds).u32(block).f32(1e-6);
             let kernel = Loop {
                 label: format!("bench/{name}"),
                 template: crate::shader!("bench_memory.wgsl"),
@@ -191,8 +193,7 @@ impl Bench<'_> {
         };
         let moves = if access == Access::Update { 3 } else { arrays };
         // At least once over the whole of the arrays.
-        let whole = (vectors / invocations).max(1).next_multiple_of(4);
-        let time = self.per_round(make, whole)?;
+        let time = self.per_round(make, block.next_multiple_of(8))?;
         let rate = time.rate((16 * moves * invocations) as f64);
         Ok(Some(MemoryPoint { access, streaming: false, working_set: held as u64, rate }))
     }
@@ -216,7 +217,7 @@ impl Bench<'_> {
     }
 
     fn smallest_written(&self) -> usize {
-        if self.caps().software { 64 << 10 } else { 1 << 20 }
+        if self.caps().software { 128 << 10 } else { 1 << 20 }
     }
 
     /// Bytes of the largest arrays together.

@@ -2,11 +2,14 @@
 
 use super::report::{Ceilings, Level, MemoryPoint};
 use crate::device::roof::Roof;
+use std::ops::Range;
 
 /// One more level must explain at least this much of the squared relative differences that are left...
 const WORTH: f64 = 0.35;
 /// ...and they must be larger than those of points that lie this close to their level.
 const SCATTER: f64 = 0.05;
+/// Steps sought: those of four levels and of the falls between them.
+const MOST_STEPS: usize = 8;
 /// A level holds the working sets up to the last one that reaches this share of its bandwidth.
 const HOLDS: f64 = 0.9;
 
@@ -16,33 +19,55 @@ pub fn envelope(memory: &[MemoryPoint]) -> Vec<(u64, f64)> {
 }
 
 /// The levels of memory, fastest first: all but the last are named in order by `names`, the last is `memory`. They are the steps of the
-/// step function with at most `names.len() + 1` of them that lies nearest to the logarithms of the envelope. Stores that bypass the
+/// step function that lies nearest to the logarithms of the envelope. Stores that bypass the
 /// caches do not show what caches hold, so the steps are sought without them; the rates are the best of all.
 pub fn levels(memory: &[MemoryPoint], names: &[&str]) -> Vec<Level> {
     let cached = Roof::envelope(memory.iter().filter(|p| !p.streaming).map(|p| (p.working_set, p.rate.best)));
     let all = Roof { bandwidth: envelope(memory), ..Roof::default() };
-    let steps = steps(&cached.iter().map(|p| p.1.ln()).collect::<Vec<f64>>(), names.len() + 1);
+    let logs: Vec<f64> = cached.iter().map(|p| p.1.ln()).collect();
+    let steps = merged(steps(&logs, MOST_STEPS), &logs, names.len() + 1);
     let count = steps.len();
-    let level = |(i, step): (usize, std::ops::Range<usize>)| {
+    let level = |(i, step): (usize, Range<usize>)| {
         if i + 1 == count {
             let largest = cached[step.end - 1].0;
             return Level { name: "memory".into(), holds: None, bytes_per_second: all.bandwidth_at(largest) };
         }
-        let middle = &cached[(step.start + step.end - 1) / 2];
+        // The median: a step may begin with the end of a fall.
+        let middle = &cached[(step.start + step.end) / 2];
         let held = cached[step.clone()].iter().rev().find(|p| p.1 >= HOLDS * middle.1).unwrap_or(middle);
         Level { name: names[i].into(), holds: Some(held.0), bytes_per_second: all.bandwidth_at(middle.0) }
     };
     steps.into_iter().enumerate().map(level).collect()
 }
 
+/// Falls between two levels are steps too: one point alone belongs to neither, and counts with the level after it. Where there are
+/// still more than `most`, those that differ least are taken for one.
+fn merged(mut steps: Vec<Range<usize>>, values: &[f64], most: usize) -> Vec<Range<usize>> {
+    let mean = |r: &Range<usize>| values[r.clone()].iter().sum::<f64>() / r.len().max(1) as f64;
+    let join = |steps: &mut Vec<Range<usize>>, i: usize| {
+        let next = steps.remove(i + 1);
+        steps[i].end = next.end;
+    };
+    let mut i = 1;
+    while i + 1 < steps.len() {
+        if steps[i].len() == 1 { join(&mut steps, i) } else { i += 1 }
+    }
+    while steps.len() > most {
+        let fall = |i: &usize| mean(&steps[*i]) - mean(&steps[i + 1]);
+        let least = (0..steps.len() - 1).min_by(|a, b| fall(a).total_cmp(&fall(b))).unwrap_or(0);
+        join(&mut steps, least);
+    }
+    steps
+}
+
 /// Cuts `values` into at most `most` stretches so that the squared differences from their means are least (dynamic programming), with
 /// as few stretches as explain them.
-fn steps(values: &[f64], most: usize) -> Vec<std::ops::Range<usize>> {
+fn steps(values: &[f64], most: usize) -> Vec<Range<usize>> {
     let n = values.len();
     if n == 0 {
         return vec![];
     }
-    let scatter = |range: std::ops::Range<usize>| {
+    let scatter = |range: Range<usize>| {
         let part = &values[range];
         let mean = part.iter().sum::<f64>() / part.len() as f64;
         part.iter().map(|v| (v - mean).powi(2)).sum::<f64>()

@@ -298,7 +298,9 @@ fn remember(
             _ => continue,
         };
         let mut roof = levels::roof(&device.ceilings);
-        roof.step_crossover = crossover::of_steps(device, devices, crossovers);
+        // A measurement without whole steps does not forget where they cross.
+        roof.step_crossover = crossover::of_steps(device, devices, crossovers)
+            .or_else(|| roof::remembered(&key).and_then(|known| known.step_crossover));
         if let Err(e) = roof::remember(&key, roof) {
             warnings
                 .push(format!("the ceilings are not remembered: {e} (set LYNX_CACHE to a folder that can be written)"));

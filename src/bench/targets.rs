@@ -118,8 +118,14 @@ pub fn resolve(spec: &str) -> Result<Vec<Target>> {
     Ok(targets)
 }
 
-/// As `resolve`, without the CPU beside a GPU that is named, and with all threads only.
-pub fn resolve_exactly(spec: &str) -> Result<Vec<Target>> {
+impl Target {
+    /// The devices that `--device` names: as `resolve`, without the CPU beside a GPU that is named, and with all threads only.
+    pub fn exactly(spec: &str) -> Result<Vec<Target>> {
+        resolve_exactly(spec)
+    }
+}
+
+fn resolve_exactly(spec: &str) -> Result<Vec<Target>> {
     let all = matches!(spec.trim().to_lowercase().as_str(), "all" | "cpu");
     let mut targets = resolve(spec)?;
     let gpus = targets.iter().any(|t| t.threads.is_none());

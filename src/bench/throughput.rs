@@ -3,7 +3,7 @@
 use super::Progress;
 use super::report::Stat;
 use super::steps::{Model, Task};
-use super::targets::{self, Target};
+use super::targets::Target;
 use super::timing::Effort;
 use crate::{Error, Result};
 use serde::Serialize;
@@ -53,7 +53,7 @@ pub struct Table {
 /// Measures the model on every device that is asked for. Devices that fail are warned of; none left is an error.
 pub fn measure(options: &Options, progress: &mut dyn Progress) -> Result<Table> {
     let mut table = Table { rows: vec![], warnings: super::host::warnings(&super::host::describe()) };
-    for target in targets::resolve_exactly(&options.device)? {
+    for target in Target::exactly(&options.device)? {
         progress.step(&format!("{}: {}", target.id, options.config));
         match rows(options, &target, progress) {
             Ok(rows) => table.rows.extend(rows),

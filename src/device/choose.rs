@@ -1,8 +1,8 @@
 //! Which device a run uses: `--device auto|cpu|gpu|gpu:N|<part of a name>`.
 
-use super::probe::{self, Measured, Memory, Workloads};
 use super::gpu::tiles::Choices;
-use super::{Device, gpu};
+use super::probe::{self, Measured, Memory, Workloads};
+use super::{Device, gpu, roof};
 use crate::{Error, Result};
 
 /// A device and, for the user, why it was chosen.
@@ -168,7 +168,22 @@ pub fn choose(spec: &str, workloads: impl FnOnce() -> Result<Workloads>) -> Resu
     choose_with(spec, gpu::Options::default(), workloads)
 }
 
+/// As `choose`, for training with steps of so many FLOPs: between an integrated GPU and the CPU, `auto` goes by where
+/// `bench --roofline` found that the GPU pays off, if that was measured.
+pub fn choose_for_step(spec: &str, flops: f64, workloads: impl FnOnce() -> Result<Workloads>) -> Result<Choice> {
+    choose_between(spec, gpu::Options::default(), Some(flops), workloads)
+}
+
 pub fn choose_with(spec: &str, options: gpu::Options, workloads: impl FnOnce() -> Result<Workloads>) -> Result<Choice> {
+    choose_between(spec, options, None, workloads)
+}
+
+fn choose_between(
+    spec: &str,
+    options: gpu::Options,
+    step_flops: Option<f64>,
+    workloads: impl FnOnce() -> Result<Workloads>,
+) -> Result<Choice> {
     let cpu = |why: String| Choice { device: Device::Cpu, reason: format!("cpu ({why})"), gpu: None };
     if spec.trim().eq_ignore_ascii_case("cpu") {
         return Ok(cpu("as asked".into()));
@@ -184,6 +199,20 @@ pub fn choose_with(spec: &str, options: gpu::Options, workloads: impl FnOnce() -
         Pick::Measure(index) => (index, None),
     };
     let automatic = spec.trim().eq_ignore_ascii_case("auto");
+    let (mut why, mut slower) = (why, None);
+    if why.is_none()
+        && let Some(flops) = step_flops
+        && let Some(wins) = known_winner(&probe::gpu_key(&adapters[index].1.get_info()), flops)
+    {
+        let told = format!("bench --roofline: for steps of {:.2} GFLOP", flops / 1e9);
+        match wins {
+            true => why = Some(format!("an integrated GPU, faster than the CPU by {told}")),
+            false => slower = Some(format!("faster than {} by {told}", summary[index].title())),
+        }
+    }
+    if let Some(why) = slower {
+        return Ok(cpu(why));
+    }
     let opened = open(&adapters[index].1, options, why.is_none(), workloads);
     let name = summary[index].title();
     let (context, compared, warning) = match opened {
@@ -204,6 +233,11 @@ pub fn choose_with(spec: &str, options: gpu::Options, workloads: impl FnOnce() -
         (None, Some((g, c))) if prefer_gpu(&g, &c) => gpu(&format!("an integrated GPU: {}", comparison(&g, &c))),
         (None, Some((g, c))) => cpu(format!("faster than {name}: {}{warning}", comparison(&g, &c))),
     })
+}
+
+/// Whether a GPU was found faster than the CPU for training steps of so many FLOPs; none where that was not measured.
+fn known_winner(gpu_key: &str, flops: f64) -> Option<bool> {
+    roof::remembered(gpu_key)?.step_crossover?.gpu_wins(flops)
 }
 
 fn prefer_gpu(gpu: &Measured, cpu: &Measured) -> bool {

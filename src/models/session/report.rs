@@ -2,7 +2,7 @@
 
 use super::{Session, Step, graphs};
 use crate::config::{OptimizerConfig, size};
-use crate::device::{Cost, Device, ExecutionNotes, host, probe};
+use crate::device::{Cost, Device, ExecutionNotes, host, probe, roof};
 use crate::graph::{MemoryReport, Plan, Precision, Recomputed};
 use crate::models::LanguageModel;
 use crate::nn::Parameter;
@@ -237,13 +237,21 @@ pub fn lines(m: &MemoryReport) -> Vec<(String, u64)> {
 }
 
 impl Session {
-    /// Tokens per second if every FLOP of a step ran at the rate measured for this device (`device::probe`), where one has been.
+    /// Tokens per second at the roof of this device, if `bench --roofline` measured one: the least time that its ceilings allow a step.
+    /// Else if every FLOP of a step ran at the rate that `device::probe` measured, where it has.
     pub(super) fn roof_tokens_per_second(&self, report: &PlanReport) -> Option<f64> {
         let key = match &self.device {
             Device::Reference => return None,
             Device::Cpu => probe::cpu_key(&host::cpu_model()),
             Device::Gpu(context) => probe::gpu_key(context.info()),
         };
+        if let Some(roof) = roof::remembered(&key) {
+            let kernels: Vec<String> = self.notes().into_iter().flat_map(|n| n.kernels).collect();
+            // The first of two plans runs once for every micro-batch.
+            let times = |i: usize| if i == 0 { self.training.accumulation as f64 } else { 1.0 };
+            let least = self.plans().enumerate().map(|(i, p)| times(i) * roof.least(&p.work, &kernels).seconds);
+            return Some(report.tokens_per_step as f64 / least.sum::<f64>());
+        }
         let measured = probe::Memory::open().get(&key)?;
         Some(report.tokens_per_step as f64 * measured.flops_per_second / report.cost.flops.max(1.0))
     }
