@@ -1,5 +1,6 @@
-// Traffic. Every workgroup goes along the arrays in lines of 256 vec4s: what it reads starts in a place of its own and goes on through
-// the whole of the array (mask + 1 vec4s, a power of two), what it writes stays in its own block of lines (block, a power of two).
+// Traffic. Teams of `team` neighbouring invocations go along the arrays in lines of as many vec4s: what a team reads starts in a place
+// of its own and goes on through the whole of the array (mask + 1 vec4s, a power of two), what it writes stays in its own block of
+// lines (block, a power of two).
 struct Params { mask: u32, rounds: u32, block: u32, scale: f32 }
 {% set reads = access != "write" %}
 @group(0) @binding(0) var<storage, read_write> a: array<vec4<f32>>;
@@ -15,19 +16,19 @@ struct Params { mask: u32, rounds: u32, block: u32, scale: f32 }
 {%- endif %}
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let start = group.x * p.block * 256u + lane;
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let start = id.x / {{ team }}u * p.block * {{ team }}u + id.x % {{ team }}u;
 {%- if access == "read" %}
     var s0 = vec4<f32>(0.0);
     var s1 = s0;
     var s2 = s0;
     var s3 = s0;
     for (var r = 0u; r < p.rounds; r += 4u) {
-        let i = start + r * 256u;
+        let i = start + r * {{ team }}u;
         s0 += b[i & p.mask];
-        s1 += b[(i + 256u) & p.mask];
-        s2 += b[(i + 512u) & p.mask];
-        s3 += b[(i + 768u) & p.mask];
+        s1 += b[(i + {{ team }}u) & p.mask];
+        s2 += b[(i + {{ 2 * team }}u) & p.mask];
+        s3 += b[(i + {{ 3 * team }}u) & p.mask];
     }
     let sum = s0 + s1 + s2 + s3;
     // Never so, but only the values tell.
@@ -36,7 +37,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 {%- else %}
     for (var r = 0u; r < p.rounds; r++) {
-        let at = start + (r & (p.block - 1u)) * 256u;
+        let at = start + (r & (p.block - 1u)) * {{ team }}u;
 {%- if access == "write" %}
         a[at] = vec4<f32>(p.scale + f32(r));
 {%- elif access == "copy" %}

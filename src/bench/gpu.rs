@@ -180,7 +180,7 @@ impl Bench<'_> {
             let kernel = Loop {
                 label: format!("bench/{name}"),
                 template: crate::shader!("bench_memory.wgsl"),
-                variables: minijinja::context! { access => name.as_str() },
+                variables: minijinja::context! { access => name.as_str(), team => self.team() },
                 params,
                 invocations,
             };
@@ -214,6 +214,15 @@ impl Bench<'_> {
         }
         points.sort_by_key(|p| p.working_set);
         Ok(points)
+    }
+
+    /// Invocations that go side by side: a workgroup. A software device runs the whole of a shader for a few invocations at a time,
+    /// so that these must go along the memory themselves.
+    fn team(&self) -> usize {
+        match self.caps().software {
+            true => (self.caps().subgroup_sizes.0 as usize).next_power_of_two().clamp(4, GROUP),
+            false => GROUP,
+        }
     }
 
     fn smallest_written(&self) -> usize {
@@ -407,7 +416,7 @@ mod tests {
             sources.push((crate::shader!("bench_compute.wgsl"), minijinja::context! { kind }));
         }
         for access in ["read", "write", "copy", "triad", "update"] {
-            sources.push((crate::shader!("bench_memory.wgsl"), minijinja::context! { access }));
+            sources.push((crate::shader!("bench_memory.wgsl"), minijinja::context! { access, team => 8 }));
         }
         for (template, variables) in sources {
             let text = render(template, &variables).unwrap();
