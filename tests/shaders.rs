@@ -2,6 +2,7 @@
 //! inside the limits of the device it was made for. Lowering is pure, so this needs no GPU: it keeps Metal and DX12 working on a
 //! machine that has neither.
 
+use lynx_gpu::device::gpu::tiles::{Change, Class, MatmulForm};
 use lynx_gpu::device::gpu::{Buf, Caps, Dispatch, Features, Limits, lower};
 use lynx_gpu::device::{Call, Work};
 use lynx_gpu::graph::Plan;
@@ -29,6 +30,10 @@ fn devices() -> Vec<(&'static str, Caps)> {
     let with = |features, sizes| Caps { features, subgroup_sizes: sizes, ..fast };
     let large = Limits { workgroup_memory: 32 << 10, max_invocations: 1024, max_storage_buffers: 16, ..Limits::WEBGPU };
     let all = Features { cooperative_matrix: false, ..Features::ALL };
+    let cooperative = |side, sizes| {
+        let product = Change::Matmul(MatmulForm::Cooperative).of(Class::Discrete.choices());
+        Caps { limits: large, cooperative_size: side, tuned: Some(product), ..with(Features::ALL, sizes) }
+    };
     vec![
         ("plain WebGPU", plain),
         ("plain WebGPU, fast", fast),
@@ -50,6 +55,9 @@ fn devices() -> Vec<(&'static str, Caps)> {
             "everything, subgroups of 32, 1 MiB bindings",
             Caps { limits: Limits { max_binding: 1 << 20, ..large }, ..with(all, (32, 32)) },
         ),
+        ("cooperative matrices of 16", cooperative(16, (32, 32))),
+        ("cooperative matrices of 16, subgroups of 32 to 64", cooperative(16, (32, 64))),
+        ("cooperative matrices of 8", cooperative(8, (32, 32))),
     ]
 }
 
@@ -68,6 +76,8 @@ fn capabilities(subgroups: bool, f16: bool) -> Capabilities {
     let mut c = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     c.set(Capabilities::SUBGROUP, subgroups);
     c.set(Capabilities::SHADER_FLOAT16, f16);
+    // A shader that uses them says so, and then devices without them never see it.
+    c.set(Capabilities::COOPERATIVE_MATRIX, subgroups && f16);
     c
 }
 
@@ -111,6 +121,16 @@ fn translate(variant: &Variant, met: &Met) -> Result<(), String> {
     for entry in translated.entry_point_names {
         entry.map_err(|e| format!("MSL: {e}"))?;
     }
+    if words.len() < 20 || !metal.contains("kernel void") {
+        return Err("a backend wrote no compute kernel".into());
+    }
+    // Vulkan and Metal offer them, and no other backend.
+    if variant.0.contains("enable wgpu_cooperative_matrix") {
+        return match metal.contains("simdgroup_multiply_accumulate") {
+            true => Ok(()),
+            false => Err("MSL does not multiply matrices".into()),
+        };
+    }
     let shader_model = if variant.2 { hlsl::ShaderModel::V6_2 } else { hlsl::ShaderModel::V6_0 };
     let options = hlsl::Options { shader_model, ..Default::default() };
     let pipeline = Default::default();
@@ -121,8 +141,8 @@ fn translate(variant: &Variant, met: &Met) -> Result<(), String> {
     for entry in written.entry_point_names {
         entry.map_err(|e| format!("HLSL: {e}"))?;
     }
-    if words.len() < 20 || !metal.contains("kernel void") || !text.contains("numthreads") {
-        return Err("a backend wrote no compute kernel".into());
+    if !text.contains("numthreads") {
+        return Err("HLSL has no compute kernel".into());
     }
     // GLSL has no f16.
     if !variant.2 {

@@ -172,6 +172,8 @@ pub struct Lowering<'a> {
     scratch: Vec<u64>,
     /// Whether `chunks` had to cut anything.
     split: Cell<bool>,
+    /// Inputs that are widened here but hold values of f16.
+    f16_inputs: Vec<usize>,
 }
 
 /// Parameters of a dispatch, packed as 32-bit words in the order of the shader's uniform struct.
@@ -188,7 +190,15 @@ impl<'a> Lowering<'a> {
                 }
             }
         }
-        Lowering { caps, call, aliases, dispatches: vec![], scratch: vec![], split: Cell::new(false) }
+        Lowering {
+            caps,
+            call,
+            aliases,
+            dispatches: vec![],
+            scratch: vec![],
+            split: Cell::new(false),
+            f16_inputs: vec![],
+        }
     }
 
     pub fn input(&self, i: usize) -> &'a TensorType {
@@ -196,6 +206,10 @@ impl<'a> Lowering<'a> {
     }
     pub fn output(&self, o: usize) -> &'a TensorType {
         &self.call.outputs[o].ty
+    }
+    /// Whether every value of input `i` is one of f16: rounding it to f16 changes nothing.
+    pub fn holds_f16(&self, i: usize) -> bool {
+        self.input(i).dtype == DType::F16 || self.f16_inputs.contains(&i)
     }
     pub fn inputs(&self) -> usize {
         self.call.inputs.len()
@@ -332,7 +346,8 @@ impl<'a> Lowering<'a> {
             self.convert(*buf, *wide, false)?;
         }
         let scratch = std::mem::take(&mut self.scratch);
-        let mut inner = Lowering { scratch, ..Lowering::new(self.caps, &call) };
+        let f16_inputs = (0..inputs).filter(|i| self.holds_f16(*i)).collect();
+        let mut inner = Lowering { scratch, f16_inputs, ..Lowering::new(self.caps, &call) };
         let result = operator(&mut inner);
         self.scratch = inner.scratch;
         self.split.set(self.split.get() || inner.split.get());

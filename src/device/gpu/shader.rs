@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 /// Files that other shaders may include.
 const SHARED: &[(&str, &str)] = &[
     ("matmul_common.wgsl", include_str!("../../../shaders/matmul_common.wgsl")),
+    ("matmul_quads.wgsl", include_str!("../../../shaders/matmul_quads.wgsl")),
     ("attention_bindings.wgsl", include_str!("../../../shaders/attention_bindings.wgsl")),
     ("halves.wgsl", include_str!("../../../shaders/halves.wgsl")),
     ("math.wgsl", include_str!("../../../shaders/math.wgsl")),

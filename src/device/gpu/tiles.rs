@@ -149,6 +149,12 @@ impl Class {
     }
 }
 
+/// Invocations of a workgroup that multiplies cooperative matrices, four subgroups at least, and how many subgroups there may be.
+pub fn cooperative_teams(caps: &Caps) -> (u32, u32) {
+    let (least, most) = caps.subgroup_sizes;
+    (4 * most, 4 * most / least.max(1))
+}
+
 impl MatmulForm {
     pub const ALL: [MatmulForm; 5] =
         [MatmulForm::Direct, MatmulForm::Subgroup, MatmulForm::Tiled64, MatmulForm::Tiled128, MatmulForm::Cooperative];
@@ -168,7 +174,16 @@ impl MatmulForm {
         let (least, most) = caps.subgroup_sizes;
         match self {
             MatmulForm::Subgroup => caps.features.subgroups && least == most && matches!(most, 4 | 8 | 16),
-            MatmulForm::Cooperative => caps.features.cooperative_matrix && matches!(caps.cooperative_size, 8 | 16),
+            MatmulForm::Cooperative => {
+                let features = caps.features.cooperative_matrix && caps.features.subgroups;
+                let known = matches!(caps.cooperative_size, 8 | 16) && least > 0 && most <= 64;
+                features && known && {
+                    // Two tiles of f16, padded, and a fragment of f32 for each subgroup.
+                    let (threads, teams) = cooperative_teams(caps);
+                    let bytes = 2 * (64 * 40 + 32 * 72) + 4 * teams * caps.cooperative_size.pow(2);
+                    threads <= caps.limits.max_invocations && bytes <= caps.limits.workgroup_memory
+                }
+            }
             MatmulForm::Tiled64 | MatmulForm::Tiled128 => {
                 caps.limits.workgroup_memory >= 13 << 10 && caps.limits.max_invocations >= 256
             }
@@ -338,9 +353,12 @@ mod tests {
         assert_eq!(INTEGRATED.misfit(&plain), None);
         assert!(Choices { matmul: MatmulForm::Subgroup, ..INTEGRATED }.misfit(&plain).unwrap().contains("Subgroup"));
         assert!(Choices { gemv_rows: 5, ..INTEGRATED }.misfit(&plain).unwrap().contains("range"));
-        let features = Features { cooperative_matrix: true, ..Features::NONE };
+        let features = Features { cooperative_matrix: true, subgroups: true, ..Features::NONE };
         let cooperative = Choices { matmul: MatmulForm::Cooperative, ..INTEGRATED };
         assert!(cooperative.misfit(&plain).is_some());
-        assert_eq!(cooperative.misfit(&Caps { features, cooperative_size: 16, ..plain }), None);
+        let offered = Caps { features, cooperative_size: 16, subgroup_sizes: (32, 32), ..plain };
+        assert_eq!(cooperative.misfit(&offered), None);
+        // Subgroups of 32 or 64: eight fragments do not fit WebGPU's 16 KiB.
+        assert!(cooperative.misfit(&Caps { subgroup_sizes: (32, 64), ..offered }).is_some());
     }
 }

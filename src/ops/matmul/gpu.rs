@@ -2,7 +2,7 @@
 
 use super::{Dims, Epilogue};
 use crate::device::Unsupported;
-use crate::device::gpu::tiles::{GemvForm, MatmulForm};
+use crate::device::gpu::tiles::{GemvForm, MatmulForm, cooperative_teams};
 use crate::device::gpu::{Bind, Buf, Caps, Lowering, Params};
 use kernels_cpu::gemm::Activation;
 use minijinja::value::merge_maps;
@@ -19,16 +19,20 @@ enum Variant {
 }
 
 impl Variant {
-    fn choose(op: &Product, caps: &Caps) -> Self {
-        let (choices, d) = (caps.choices(), &op.dims);
+    fn choose(op: &Product, l: &Lowering) -> Self {
+        let (caps, choices, d) = (l.caps, l.caps.choices(), &op.dims);
         if d.m <= choices.gemv_rows || d.n <= choices.gemv_rows && op.group.is_none() {
             return Variant::Gemv { transposed: d.m > choices.gemv_rows };
         }
         let (rows, columns) = choices.matmul.tile(caps);
         let tiles = d.batch * d.m.div_ceil(rows.max(1)) * d.n.div_ceil(columns.max(1));
         let mut form = if tiles >= choices.large_tiles { choices.matmul } else { choices.matmul_small };
+        // Operands that are stored as f16 lose nothing by it.
+        if l.holds_f16(0) && l.holds_f16(1) && MatmulForm::Cooperative.fits(caps) {
+            form = MatmulForm::Cooperative;
+        }
         if op.group.is_some() && form == MatmulForm::Cooperative {
-            form = MatmulForm::Tiled64; // int8 weights have kernels of their own
+            form = MatmulForm::Tiled64; // int8 weights are not f16
         }
         if !form.fits(caps) {
             form = MatmulForm::Direct;
@@ -73,7 +77,7 @@ pub(in crate::ops) struct Product {
 }
 
 pub(in crate::ops) fn lower(op: &Product, l: &mut Lowering) -> Result<(), Unsupported> {
-    let variant = Variant::choose(op, l.caps);
+    let variant = Variant::choose(op, l);
     let mut lower = Lower { op, d: op.dims, variant, scratch: None };
     for part in lower.parts(l)? {
         lower.part(l, &part)?;
@@ -278,8 +282,13 @@ impl Lower<'_> {
             MatmulForm::Tiled128 => {
                 ("matmul/tiled128", crate::shader!("matmul_tiled.wgsl"), context! { wide => 2 }, count)
             }
-            MatmulForm::Tiled64 | MatmulForm::Cooperative => {
+            MatmulForm::Tiled64 => {
                 ("matmul/tiled64", crate::shader!("matmul_tiled.wgsl"), context! { wide => 1 }, count)
+            }
+            MatmulForm::Cooperative => {
+                let (threads, teams) = cooperative_teams(l.caps);
+                let own = context! { side => l.caps.cooperative_size, threads, teams };
+                ("matmul/cooperative", crate::shader!("matmul_cooperative.wgsl"), own, count)
             }
         };
         let variables = merge_maps([own, common, quantised, epilogue]);
