@@ -131,8 +131,10 @@ fn every_operator_agrees_with_each_form_of_its_kernels() {
         .collect();
     let (mut compared, mut failures) = (0, Vec::new());
     for spec in chosen() {
-        let forms: Vec<_> =
-            forms.iter().filter(|(change, _)| change.family().operators().iter().any(|part| spec.name.contains(part))).collect();
+        let forms: Vec<_> = forms
+            .iter()
+            .filter(|(change, _)| change.family().operators().iter().any(|part| spec.name.contains(part)))
+            .collect();
         for case in (spec.cases)().iter().filter(|_| !forms.is_empty()) {
             let judged =
                 check::judge(spec.name, case).unwrap_or_else(|e| panic!("{} [{}]: {e}", spec.name, case.label));
