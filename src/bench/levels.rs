@@ -10,6 +10,8 @@ const WORTH: f64 = 0.35;
 const SCATTER: f64 = 0.05;
 /// Steps sought: those of four levels and of the falls between them.
 const MOST_STEPS: usize = 8;
+/// A level is as fast for working sets that differ by this factor.
+const LASTS: u64 = 3;
 /// A level holds the working sets up to the last one that reaches this share of its bandwidth.
 const HOLDS: f64 = 0.9;
 
@@ -24,8 +26,9 @@ pub fn envelope(memory: &[MemoryPoint]) -> Vec<(u64, f64)> {
 pub fn levels(memory: &[MemoryPoint], names: &[&str]) -> Vec<Level> {
     let cached = Roof::envelope(memory.iter().filter(|p| !p.streaming).map(|p| (p.working_set, p.rate.best)));
     let all = Roof { bandwidth: envelope(memory), ..Roof::default() };
-    let logs: Vec<f64> = cached.iter().map(|p| p.1.ln()).collect();
-    let steps = merged(steps(&logs, MOST_STEPS), &logs, names.len() + 1);
+    let logs: Vec<(u64, f64)> = cached.iter().map(|p| (p.0, p.1.ln())).collect();
+    let values: Vec<f64> = logs.iter().map(|p| p.1).collect();
+    let steps = merged(steps(&values, MOST_STEPS), &logs, names.len() + 1);
     let count = steps.len();
     let level = |(i, step): (usize, Range<usize>)| {
         if i + 1 == count {
@@ -40,17 +43,18 @@ pub fn levels(memory: &[MemoryPoint], names: &[&str]) -> Vec<Level> {
     steps.into_iter().enumerate().map(level).collect()
 }
 
-/// Falls between two levels are steps too: one point alone belongs to neither, and counts with the level after it. Where there are
-/// still more than `most`, those that differ least are taken for one.
-fn merged(mut steps: Vec<Range<usize>>, values: &[f64], most: usize) -> Vec<Range<usize>> {
-    let mean = |r: &Range<usize>| values[r.clone()].iter().sum::<f64>() / r.len().max(1) as f64;
+/// Falls between two levels are steps too: those that do not last ([`LASTS`]) count with the level after them. Where there are still
+/// more than `most`, those that differ least are taken for one. `points` are working sets and logarithms of bandwidths.
+fn merged(mut steps: Vec<Range<usize>>, points: &[(u64, f64)], most: usize) -> Vec<Range<usize>> {
+    let mean = |r: &Range<usize>| points[r.clone()].iter().map(|p| p.1).sum::<f64>() / r.len().max(1) as f64;
+    let lasts = |r: &Range<usize>| points[r.end - 1].0 >= LASTS * points[r.start].0;
     let join = |steps: &mut Vec<Range<usize>>, i: usize| {
         let next = steps.remove(i + 1);
         steps[i].end = next.end;
     };
     let mut i = 1;
     while i + 1 < steps.len() {
-        if steps[i].len() == 1 { join(&mut steps, i) } else { i += 1 }
+        if lasts(&steps[i]) { i += 1 } else { join(&mut steps, i) }
     }
     while steps.len() > most {
         let fall = |i: &usize| mean(&steps[*i]) - mean(&steps[i + 1]);
