@@ -5,6 +5,9 @@
 //!   quartiles over the median) added as independent errors are;
 //! - the **best** times differ by more than half of that. On a machine that others use too, whole stretches of samples are late and
 //!   the median wanders with them, but the best sample hardly does; a slower kernel is slower at its best too.
+//!
+//! Where a ceiling of the device has itself changed by that measure, the machine was not the same (other programs, clocks, heat), and
+//! dots must change by more than the ceiling that moved most.
 
 mod render;
 
@@ -148,20 +151,6 @@ fn times(old: &Dot, new: &Dot) -> (Stat, Stat) {
 }
 
 fn device(old: &DeviceReport, new: &DeviceReport) -> DeviceComparison {
-    let before = |dot: &Dot| old.dots.iter().find(|d| d.id() == dot.id());
-    let in_new: HashSet<_> = new.dots.iter().map(Dot::id).collect();
-    let mut dots = Vec::new();
-    let mut added = Vec::new();
-    for dot in &new.dots {
-        match before(dot) {
-            Some(was) => {
-                let (old, new) = times(was, dot);
-                dots.push(change(name(dot), &old, &new));
-            }
-            None => added.push(name(dot)),
-        }
-    }
-    let removed = old.dots.iter().filter(|d| !in_new.contains(&d.id())).map(name).collect();
     let mut ceilings = Vec::new();
     for peak in &new.ceilings.compute {
         if let Some(was) = old.ceilings.compute.iter().find(|p| p.kind == peak.kind) {
@@ -179,6 +168,22 @@ fn device(old: &DeviceReport, new: &DeviceReport) -> DeviceComparison {
             ceilings.push(rate_change(format!("memory {access}{streaming}"), &was.rate, &point.rate));
         }
     }
+    let moved = ceilings.iter().filter(|c| c.verdict != Verdict::Same).map(|c| c.speed.ln().abs()).fold(0.0, f64::max);
+    let least = LEAST.max(moved.exp_m1());
+    let before = |dot: &Dot| old.dots.iter().find(|d| d.id() == dot.id());
+    let in_new: HashSet<_> = new.dots.iter().map(Dot::id).collect();
+    let mut dots = Vec::new();
+    let mut added = Vec::new();
+    for dot in &new.dots {
+        match before(dot) {
+            Some(was) => {
+                let (old, new) = times(was, dot);
+                dots.push(change(name(dot), &old, &new, least));
+            }
+            None => added.push(name(dot)),
+        }
+    }
+    let removed = old.dots.iter().filter(|d| !in_new.contains(&d.id())).map(name).collect();
     DeviceComparison {
         id: new.id.clone(),
         name: new.name.clone(),
@@ -202,9 +207,9 @@ fn spread(stat: &Stat) -> f64 {
     stat.spread() * (1.0 + 1.17 / (stat.samples.max(1) as f64).sqrt())
 }
 
-/// Of times.
-fn change(name: String, old: &Stat, new: &Stat) -> Change {
-    let noise = LEAST.max(QUARTILES * spread(old).hypot(spread(new)));
+/// Of times; what changed by no more than the share `least` is the same.
+fn change(name: String, old: &Stat, new: &Stat, least: f64) -> Change {
+    let noise = least.max(QUARTILES * spread(old).hypot(spread(new)));
     // Logarithms treat "twice as fast" and "half as fast" alike.
     let (median, best) = ((old.median / new.median).ln(), (old.best / new.best).ln());
     let beyond = noise.ln_1p();
@@ -219,7 +224,7 @@ fn change(name: String, old: &Stat, new: &Stat) -> Change {
 
 /// Of rates, where more is better: the same in reciprocals.
 fn rate_change(name: String, old: &Stat, new: &Stat) -> Change {
-    let change = change(name, &old.rate(1.0), &new.rate(1.0));
+    let change = change(name, &old.rate(1.0), &new.rate(1.0), LEAST);
     Change { old: old.median, new: new.median, ..change }
 }
 

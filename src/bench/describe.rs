@@ -71,7 +71,8 @@ DOUBTS
 COMPARING
   --compare old.json matches devices by name, driver and threads, and dots by operator, case and direction. A dot is called
   faster or slower when its median changed by more than {least} % and by more than {quartiles} times the quartile distances of both runs
-  (added as squares), and its best time changed by more than half of that too. Something slower ends the program with exit
+  (added as squares), and its best time changed by more than half of that too. Where the ceilings themselves moved, the machine was not the same, and
+  a dot must have changed by more than they did. Something slower ends the program with exit
   code 9.
 
 FILES

@@ -156,4 +156,11 @@ fn a_machine_that_became_slower_is_said_to_have() {
         "{}",
         c.render(100, false)
     );
+    // A kernel that is slower by no more than the machine (1 / 0.7) is not blamed; one that is twice as slow is.
+    for (by, blamed) in [(1.35, 0), (2.0, 1)] {
+        let mut worse = new.clone();
+        let s = &mut worse.devices[0].dots[0].seconds;
+        (s.median, s.low, s.high, s.best) = (by * s.median, by * s.low, by * s.high, by * s.best);
+        assert_eq!(compare(&old, &worse).unwrap().slower(), blamed, "{by} times slower");
+    }
 }

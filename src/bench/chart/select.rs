@@ -97,16 +97,19 @@ pub fn symbol(direction: Direction) -> Symbol {
 pub type Id<'a> = (&'a str, &'a str, Direction);
 
 /// The dots worth a number, at most `room`, from the least to the greatest intensity: whole steps, prefill and decode; then the
-/// longest-running case of each operator, forward; then backward; then second cases. Operators that take longer come first.
+/// longest-running case of each operator that most devices ran, forward; then backward; then second cases. Operators that take longer come first.
 pub fn numbered<'a>(drawn: &[Drawn<'a>], room: usize) -> Vec<Id<'a>> {
     struct Seen {
         seconds: f64,
         intensity: f64,
+        /// Devices that ran it: what only one did compares nothing.
+        devices: usize,
     }
     let mut seen: HashMap<Id<'a>, Seen> = HashMap::new();
     for dot in drawn.iter().flat_map(|d| d.shown()) {
-        let entry = seen.entry(dot.id()).or_insert(Seen { seconds: 0.0, intensity: dot.intensity() });
+        let entry = seen.entry(dot.id()).or_insert(Seen { seconds: 0.0, intensity: dot.intensity(), devices: 0 });
         entry.seconds = entry.seconds.max(dot.time().median);
+        entry.devices += 1;
     }
     let mut of_operator: HashMap<(&str, Direction), Vec<Id<'a>>> = HashMap::new();
     for &id in seen.keys() {
@@ -115,7 +118,10 @@ pub fn numbered<'a>(drawn: &[Drawn<'a>], room: usize) -> Vec<Id<'a>> {
     // Rounds: what must be numbered before what. Within an operator and a direction the longest case is in the first round.
     let mut order: Vec<(usize, f64, Id<'a>)> = Vec::new();
     for ids in of_operator.values_mut() {
-        ids.sort_by(|a, b| seen[b].seconds.total_cmp(&seen[a].seconds).then(a.1.cmp(b.1)));
+        ids.sort_by(|a, b| {
+            let (x, y) = (&seen[a], &seen[b]);
+            y.devices.cmp(&x.devices).then(y.seconds.total_cmp(&x.seconds)).then(a.1.cmp(b.1))
+        });
         for (nth, &id) in ids.iter().enumerate() {
             let first_round = match id.2 {
                 Direction::Step | Direction::Prefill | Direction::Decode => 0,

@@ -152,8 +152,10 @@ fn words(text: &Text) -> String {
     } else {
         (String::new(), String::new())
     };
+    // Viewers that do not load the font inside use one of theirs, squeezed or stretched to the same length.
+    let length = format!(r#" textLength="{:.2}" lengthAdjust="spacingAndGlyphs""#, text.width());
     format!(
-        r#"<text x="{x:.2}" y="{y:.2}" font-size="{}"{weight}{anchor} class="f-{class}{}" fill="{colour}"{}{turn}>{}</text>{}"#,
+        r#"<text x="{x:.2}" y="{y:.2}" font-size="{}"{weight}{anchor}{length} class="f-{class}{}" fill="{colour}"{}{turn}>{}</text>{}"#,
         text.size,
         halo.0,
         halo.1,

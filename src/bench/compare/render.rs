@@ -46,7 +46,7 @@ fn one(out: &mut String, device: &DeviceComparison, width: usize, pen: &Pen) {
     if !moved.is_empty() {
         let names: Vec<String> = moved.iter().map(|c| format!("{} {:.2} times", c.name, c.speed)).collect();
         let text = format!(
-            "the machine itself changed ({}): its ceilings moved beyond noise, so dots may have moved for the same reason",
+            "the machine itself changed ({}): other programs, clocks or heat; only dots that changed by more are told. Measure again when it is quiet",
             names.join(", ")
         );
         list(out, &format!("  {}", pen.yellow("note: ")), 8, &text, width);
