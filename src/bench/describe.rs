@@ -39,8 +39,9 @@ CEILINGS
               registers, with nothing read from memory; f32, and f16, bf16 or int8 dot products and cooperative matrices where
               the device has them.
   memory      bytes/s that a loop over arrays reaches, for working sets from 4 KiB to what fits: read, write, copy (one read, one
-              write), triad (a = b + s c: two reads, one write) and update (a = a + s b). Bytes read and bytes written both count; the read that a
-              cache does by itself before a write does not. Plateaus of that curve are the levels: caches, then main memory.
+              write), triad (a = b + s c: two reads, one write) and update (a = a + s b). Bytes read and bytes written both
+              count; the read that a cache does by itself before a write does not. Plateaus of that curve are the levels:
+              caches, then main memory.
   workgroup memory, upload, download
               bytes/s of a GPU's on-chip shared memory, and between the host and the device.
   strides     seconds of one access when each touches another place, so many bytes further on: what reading a matrix down its
