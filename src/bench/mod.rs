@@ -77,7 +77,7 @@ impl Scope {
     /// Time for the dots of one device.
     fn dots_allowance(&self, software: bool) -> Allowance {
         match (self.quick, software) {
-            (true, false) => Allowance::new(Some(Duration::from_secs(12)), 0.003, 0.1),
+            (true, false) => Allowance::new(Some(Duration::from_secs(10)), 0.003, 0.1),
             (true, true) => Allowance::new(Some(Duration::from_secs(40)), 0.01, 0.3),
             (false, _) => Allowance::new(None, 0.02, 0.7),
         }
