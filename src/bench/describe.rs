@@ -52,9 +52,9 @@ CEILINGS
 DOTS
   Every operator, forward and backward, at sizes that matter to training; whole training steps; prefill (reading a prompt) and
   decode (one new token). FLOPs and bytes are the operator's own count: each input read once, each result written once.
-  time        median of repeated runs after a warm-up, on inputs that are changed from run to run where they would stay in
-              a cache; \u{b1} is half the distance between the first and the third quartile. On a GPU with time stamps, the
-              time on the device; the wall clock is in the JSON beside it.
+  time        median of repeated runs after a warm-up, on the same inputs: a dot whose operands stay in a cache is held against
+              that cache's bandwidth; \u{b1} is half the distance between the first and the third quartile. On a GPU with
+              time stamps, the time on the device; the wall clock is in the JSON beside it.
   GFLOP/s, GB/s   FLOPs and bytes over that time.
   of roof     the least time that the ceilings allow, over the time taken: 100 % is a kernel at its roof.
   limit       what that least time is spent on: a kind of arithmetic, a level of memory, or launching (the work is so small that
@@ -71,10 +71,10 @@ DOUBTS
 
 COMPARING
   --compare old.json matches devices by name, driver and threads, and dots by operator, case and direction. A dot is called
-  faster or slower when its median changed by more than {least} % and by more than {quartiles} times the quartile distances of both runs
-  (added as squares), and its best time changed by more than half of that too. Where the ceilings themselves moved, the machine was not the same, and
-  a dot must have changed by more than they did. Something slower ends the program with exit
-  code 9.
+  faster or slower when its median changed by more than {least} % and by more than {quartiles} times the quartile distances
+  of both runs (added as squares), and its best time changed by more than half of that too. Where the ceilings themselves
+  moved, the machine was not the same, and a dot must have changed by more than they did. Something slower ends the program
+  with exit code 9.
 
 FILES
   roofline.json  everything above, as numbers (schema: docs/roofline.schema.json). roofline.svg and roofline.png  the chart.
