@@ -120,6 +120,99 @@ fn settings_that_do_not_fit_the_checkpoint_leave_the_run_as_it_was() {
     good(dir, &["train", "--resume", "run", "--set", "train.steps=6"]);
 }
 
+/// The `start` record and the validation before it.
+fn start_records(log: &str) -> (Value, Option<Value>) {
+    let lines = json_lines(log);
+    let at = lines.iter().position(|l| l["kind"] == "start").expect("a start record");
+    (lines[at].clone(), lines[..at].iter().find(|l| l["kind"] == "eval").cloned())
+}
+
+fn the_start_is_told(device: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let begun = Instant::now();
+    // 600 rows of 16 are more than the untrained model is validated over.
+    let more = ["--json", "--device", device, "--set", "train.steps=1", "--set", "train.batch_size=600"];
+    let log = good(dir.path(), &[&["train", "--out", "run"], &SMALL[2..], &more].concat());
+    let wall = begun.elapsed().as_secs_f64();
+    let (start, eval) = start_records(&log);
+    let number = |key: &str| start[key].as_f64().unwrap_or_else(|| panic!("{key} in {start}"));
+    let parts = ["validation_seconds", "step_seconds", "pipeline_seconds"].map(number);
+    assert!(parts[0] > 0.0 && parts[1] > 0.0 && parts[0] + parts[1] <= number("seconds_to_first_step"), "{start}");
+    assert!(number("seconds_to_first_step") <= wall && parts[2] <= wall, "{start} in {wall} s");
+    let (pipelines, cached) = (number("pipelines"), number("pipelines_cached"));
+    assert!(cached <= pipelines && (pipelines > 0.0) == (device == "gpu"), "{start}");
+    assert_eq!(parts[2] > 0.0, device == "gpu", "{start}");
+    // The untrained model's loss is near ln(vocabulary), seen over whole rows of 16 within 2048 positions.
+    let eval = eval.expect("the untrained model is validated before the first step");
+    assert_eq!((&eval["step"], &eval["whole_split"]), (&Value::from(0), &Value::from(false)));
+    let tokens = eval["tokens"].as_u64().unwrap();
+    assert!((1024..=2048).contains(&tokens), "{eval}");
+    assert!((eval["loss"].as_f64().unwrap() - 64f64.ln()).abs() < 0.1, "{eval}");
+    let text = lynx(dir.path(), &[&["train", "--out", "plain"], &SMALL[2..], &more[1..]].concat());
+    let text = String::from_utf8(text.stderr).unwrap();
+    assert!(text.contains("first step after") && text.contains("validation of the untrained model"), "{text}");
+    assert_eq!(text.contains("pipelines"), device == "gpu", "{text}");
+}
+
+#[test]
+fn the_first_step_comes_soon_and_the_start_says_where_its_time_went() {
+    the_start_is_told("cpu");
+}
+
+#[test]
+fn the_start_on_a_gpu_says_what_pipelines_took() {
+    match lynx_gpu::device::gpu::Context::adapters().is_empty() {
+        false => the_start_is_told("gpu"),
+        true if std::env::var_os("LYNX_REQUIRE_GPU").is_some() => panic!("LYNX_REQUIRE_GPU is set and there is no GPU"),
+        true => eprintln!("SKIPPED: no GPU adapter"),
+    }
+}
+
+#[test]
+fn resuming_a_finished_run_says_so_and_fewer_steps_than_done_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    good(dir, &train_args("run", &["--set", "train.steps=4"]));
+    let before = weights(&dir.join("run"), 4);
+    for more in [&[][..], &["--json"], &["--set", "train.steps=4"]] {
+        let out = lynx(dir, &[&["train", "--resume", "run"], more].concat());
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success() && text.contains("the run is finished: all 4 steps are done"), "{text}");
+    }
+    bad(
+        dir,
+        &["train", "--resume", "run", "--set", "train.steps=3"],
+        2,
+        &["train.steps = 3", "at step 4", "more than 4"],
+    );
+    assert_eq!(weights(&dir.join("run"), 4), before);
+    good(dir, &["train", "--resume", "run", "--set", "train.steps=5"]);
+}
+
+#[test]
+fn a_run_goes_on_in_another_precision_from_the_same_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    good(dir, &train_args("run", &["--set", "train.steps=4"]));
+    for (steps, precision) in [(5, "f16"), (6, "bf16"), (7, "f16"), (8, "f32")] {
+        let steps_set = format!("train.steps={steps}");
+        let args = ["train", "--resume", "run", "--precision", precision, "--set", &steps_set];
+        let out = lynx(dir, &args);
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success() && text.contains("the configuration has changed"), "{precision}: {text}");
+        let optimizer = std::fs::read(dir.join(format!("run/checkpoints/step-{steps}/optimizer.safetensors"))).unwrap();
+        let holds = optimizer.windows(10).any(|w| w == b"loss_scale");
+        assert_eq!(holds, precision == "f16", "step {steps} in {precision}");
+        assert!(std::fs::read_to_string(dir.join("run/config.toml")).unwrap().contains(&format!("\"{precision}\"")));
+    }
+    // No update was lost or made of anything but the run's own weights: the losses stay together.
+    let log = std::fs::read_to_string(dir.join("run/metrics.jsonl")).unwrap();
+    let losses: Vec<f64> =
+        json_lines(&log).iter().filter(|l| l["kind"] == "train").map(|l| l["loss"].as_f64().unwrap()).collect();
+    assert_eq!(losses.len(), 8);
+    assert!(losses.iter().all(|l| (l - 64f64.ln()).abs() < 0.5), "{losses:?}");
+}
+
 fn start(dir: &Path, out: &str, more: &[&str]) -> Child {
     let args = train_args(out, more);
     let mut command = Command::new(BIN);

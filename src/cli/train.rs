@@ -114,7 +114,8 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         eprintln!("recomputed: {}", recomputed.line());
     }
     let (memory, recomputed) = (planned.memory, planned.recomputed);
-    let observer = FirstStep { begun, notes: session.notes(), memory, recomputed, json, inner, said: false };
+    let observer =
+        FirstStep { begun, notes: session.notes(), memory, recomputed, json, inner, said: false, validation: 0.0 };
     let files = ModelFiles {
         config_json: serde_json::to_string_pretty(&config.model).unwrap_or_default(),
         tokenizer_json: data.tokenizer.to_huggingface_json(),

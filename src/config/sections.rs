@@ -92,7 +92,8 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// Seed of the initial weights and of dropout.
     pub seed: u64,
-    /// Steps between validations; 0 = only at the end.
+    /// Steps between validations; 0 = only at the end. Else the untrained model is validated too (step 0), over the split's first
+    /// 2048 positions at most: the first step does not wait for the whole split.
     pub eval_interval: u64,
     /// Validation batches; 0 = the whole split.
     pub eval_batches: usize,

@@ -35,6 +35,15 @@ impl Batch {
     pub fn scored(&self) -> usize {
         self.targets.iter().filter(|&&t| t >= 0).count()
     }
+
+    /// The first `rows` sequences, or all if there are no more.
+    pub fn first(mut self, rows: usize) -> Self {
+        self.batch = rows.min(self.batch);
+        self.inputs.truncate(self.batch * self.context);
+        self.targets.truncate(self.batch * self.context);
+        self.lengths.truncate(self.batch);
+        self
+    }
 }
 
 /// Part of a token sequence: `length` inputs from `start` on, of which the first `context_only` are not scored.

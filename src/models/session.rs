@@ -354,12 +354,8 @@ impl TrainModel for Session {
         let spec = |name: String, shape: &[usize]| TensorSpec { name, shape: shape.to_vec(), dtype: TensorType::F32 };
         StateLayout {
             weights: self.parameters.iter().map(|p| spec(p.name.clone(), &p.shape)).collect(),
-            optimizer: self
-                .optimizer_names()
-                .into_iter()
-                .map(|(n, i)| spec(n, &self.parameters[i].shape))
-                .chain(self.loss_scale.map(|_| LossScale::spec()))
-                .collect(),
+            optimizer: self.optimizer_names().into_iter().map(|(n, i)| spec(n, &self.parameters[i].shape)).collect(),
+            optional: vec![LossScale::spec()],
         }
     }
 
@@ -372,7 +368,9 @@ impl TrainModel for Session {
     fn load_state(&mut self, state: ModelState) -> Result<()> {
         for t in state.weights.into_iter().chain(state.optimizer) {
             if let (LossScale::NAME, TensorData::F32(values)) = (t.name.as_str(), &t.data) {
-                self.loss_scale = Some(LossScale::restore(values)?);
+                let saved = LossScale::restore(values)?;
+                // A run that went on in another precision has none, or begins with a fresh one.
+                self.loss_scale = self.loss_scale.map(|_| saved);
                 continue;
             }
             let data = match t.data {

@@ -268,7 +268,7 @@ impl CheckpointStore {
             return Err(damaged(&state_path, format!("belongs to step {}, not {step}", train.step)));
         }
         let weights = tensor_file::read(&path.join(WEIGHTS_FILE), &layout.weights)?;
-        let optimizer = tensor_file::read(&path.join(OPTIMIZER_FILE), &layout.optimizer)?;
+        let optimizer = tensor_file::read_with(&path.join(OPTIMIZER_FILE), &layout.optimizer, &layout.optional)?;
         Ok(Loaded { path, train, model: ModelState { weights, optimizer } })
     }
 

@@ -35,6 +35,7 @@ fn layout() -> StateLayout {
     StateLayout {
         weights: state.weights.iter().map(NamedTensor::spec).collect(),
         optimizer: state.optimizer.iter().map(NamedTensor::spec).collect(),
+        optional: vec![],
     }
 }
 

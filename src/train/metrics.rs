@@ -47,7 +47,7 @@ pub struct EvalRecord {
     pub perplexity: f64,
     /// Tokens the loss is taken over.
     pub tokens: u64,
-    /// The whole split was used, not its first `train.eval_batches` batches.
+    /// The whole split was used, not its first `train.eval_batches` batches or, at step 0, its first sequences.
     pub whole_split: bool,
     pub seconds: f64,
 }

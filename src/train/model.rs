@@ -144,6 +144,8 @@ pub struct ModelState {
 pub struct StateLayout {
     pub weights: Vec<TensorSpec>,
     pub optimizer: Vec<TensorSpec>,
+    /// Kept beside the optimiser's by some settings only (the loss scale of f16): read where a checkpoint has them.
+    pub optional: Vec<TensorSpec>,
 }
 
 /// What a model says of itself before the run.

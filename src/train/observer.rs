@@ -25,6 +25,8 @@ pub enum Event<'a> {
 pub struct StepEvent {
     pub record: TrainRecord,
     pub steps: u64,
+    /// Wall-clock time of the step: batches, model, update.
+    pub took: Duration,
     pub remaining: Option<Duration>,
     /// Tokens per second over the roofline's, where that is known.
     pub roof_share: Option<f64>,
@@ -59,10 +61,11 @@ pub fn step_line(event: &StepEvent) -> String {
 
 fn eval_line(record: &EvalRecord, is_best: bool) -> String {
     format!(
-        "step {}: validation loss {:.4}, perplexity {:.3}{}",
+        "step {}: validation loss {:.4}, perplexity {:.3}{}{}",
         record.step,
         record.loss,
         record.perplexity,
+        if record.whole_split { String::new() } else { format!(" over {} tokens", record.tokens) },
         if is_best { " (best)" } else { "" }
     )
 }
@@ -151,6 +154,11 @@ impl<W: Write> Observer for JsonLines<W> {
             Event::Step(step) if step.log => Record::Train(step.record),
             Event::Eval { record, .. } => Record::Eval(**record),
             Event::Sample(sample) => Record::Sample((*sample).clone()),
+            // For a person: standard output is for programs.
+            Event::Message(message) => {
+                eprintln!("{message}");
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         let line = serde_json::to_string(&record).expect("a record is plain data");
@@ -173,7 +181,8 @@ mod tests {
             tokens_per_second: 1234.4,
             seconds: 1.0,
         };
-        StepEvent { record, steps: 20, remaining: Some(Duration::from_secs(75)), roof_share: Some(0.314), log }
+        let took = Duration::from_millis(80);
+        StepEvent { record, steps: 20, took, remaining: Some(Duration::from_secs(75)), roof_share: Some(0.314), log }
     }
 
     #[test]

@@ -92,13 +92,21 @@ pub(super) fn first_damaged(path: &Path, checksums: &Checksums) -> Option<String
 /// # Errors
 /// `Error::Checkpoint` naming the file and the tensor that is missing, unexpected, or of another shape or type.
 pub(super) fn read(path: &Path, expected: &[TensorSpec]) -> Result<Vec<NamedTensor>> {
+    read_with(path, expected, &[])
+}
+
+/// As [`read`], and those of `optional` that are there.
+pub(super) fn read_with(path: &Path, expected: &[TensorSpec], optional: &[TensorSpec]) -> Result<Vec<NamedTensor>> {
     let bytes = map(path)?;
     let file =
         SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, format!("not a readable safetensors file: {e}")))?;
-    if let Some(name) = file.names().into_iter().find(|name| expected.iter().all(|spec| spec.name != *name)) {
+    let known = |name: &str| expected.iter().chain(optional).any(|spec| spec.name == name);
+    let names = file.names();
+    if let Some(name) = names.iter().find(|name| !known(name)) {
         return Err(damaged(path, format!("holds a tensor `{name}` that this model does not have")));
     }
-    expected.iter().map(|spec| read_one(path, &file, spec)).collect()
+    let present = optional.iter().filter(|spec| names.contains(&spec.name.as_str()));
+    expected.iter().chain(present).map(|spec| read_one(path, &file, spec)).collect()
 }
 
 fn read_one(path: &Path, file: &SafeTensors, spec: &TensorSpec) -> Result<NamedTensor> {

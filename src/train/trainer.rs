@@ -22,6 +22,20 @@ use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Positions over which the untrained model is validated: enough to see that its loss is about ln(vocabulary) (the mean of 2048 losses
+/// that differ by half a nat is good to 0.01), and little enough that the first step does not wait for it.
+const UNTRAINED_POSITIONS: usize = 2048;
+
+/// How much of the validation split is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// The first sequences, at most `UNTRAINED_POSITIONS` and one sequence at least.
+    Untrained,
+    /// `train.eval_batches` batches; 0 = all.
+    Configured,
+    Whole,
+}
+
 /// Everything a run is made of.
 pub struct Training<'a> {
     pub config: &'a Config,
@@ -117,7 +131,14 @@ impl<'a> Loop<'a> {
         self.job.run.begin(self.job.config, self.state.step)?;
         let (run, step) = (self.job.run.path().to_path_buf(), self.state.step);
         let info = self.info.clone();
-        self.tell(&Event::Start { info: &info, run: &run, step, steps: self.job.config.train.steps })?;
+        let steps = self.job.config.train.steps;
+        if step == steps && step > 0 {
+            notes.push(format!(
+                "the run is finished: all {steps} steps are done; ask for more with `{} --set train.steps=N`",
+                self.job.run.resume_command()
+            ));
+        }
+        self.tell(&Event::Start { info: &info, run: &run, step, steps })?;
         notes.iter().try_for_each(|note| self.tell(&Event::Message(note)))
     }
 
@@ -125,6 +146,14 @@ impl<'a> Loop<'a> {
     fn resume(&mut self, which: Which) -> Result<Option<String>> {
         let loaded = self.store.load(which, &self.job.model.layout())?;
         let (step, config_hash) = (loaded.train.step, self.state.config_hash.clone());
+        let steps = self.job.config.train.steps;
+        if step > steps {
+            return Err(Error::Config(format!(
+                "train.steps = {steps}, but the run is at step {step} already: ask for more than {step} steps, or go back to an \
+                 earlier checkpoint with `--checkpoint step-N` (there are steps {})",
+                self.store.steps().iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+            )));
+        }
         self.job.model.load_state(loaded.model)?;
         self.job.train.restore(&loaded.train.data)?;
         self.store.rewind(step, loaded.train.early_stopping.best.map(|best| best.step))?;
@@ -142,7 +171,7 @@ impl<'a> Loop<'a> {
         if self.state.step == 0
             && eval_interval > 0
             && self.last_eval.is_none()
-            && let Some(record) = self.evaluate(false)?
+            && let Some(record) = self.evaluate(Extent::Untrained)?
         {
             // The untrained model: about ln(vocabulary). It is no candidate for the best.
             self.tell(&Event::Eval { record: &record, is_best: false })?;
@@ -155,7 +184,7 @@ impl<'a> Loop<'a> {
             let mut stop = false;
             let mut is_best = false;
             if due(self.state.step, eval_interval)
-                && let Some(record) = self.evaluate(false)?
+                && let Some(record) = self.evaluate(Extent::Configured)?
             {
                 (is_best, stop) = self.judge(&record)?;
             }
@@ -198,11 +227,12 @@ impl<'a> Loop<'a> {
         }
         self.state.step = step;
         self.state.tokens += target_tokens;
-        self.meter.step(target_tokens, begun.elapsed());
-        self.report_step(&info, stats)
+        let took = begun.elapsed();
+        self.meter.step(target_tokens, took);
+        self.report_step(&info, stats, took)
     }
 
-    fn report_step(&mut self, info: &StepInfo, stats: StepStats) -> Result<()> {
+    fn report_step(&mut self, info: &StepInfo, stats: StepStats, took: Duration) -> Result<()> {
         let train = &self.job.config.train;
         let clip = self.job.config.optimizer.clip;
         let tokens_per_second = self.meter.tokens_per_second();
@@ -222,6 +252,7 @@ impl<'a> Loop<'a> {
         let event = StepEvent {
             record,
             steps: train.steps,
+            took,
             remaining: self.meter.remaining(train.steps - info.step, evals),
             roof_share: self.info.roof_tokens_per_second.map(|roof| tokens_per_second / roof),
             log,
@@ -248,18 +279,31 @@ impl<'a> Loop<'a> {
         ))
     }
 
-    /// Validation loss over `train.eval_batches` batches, or over the whole split; None without validation data.
-    fn evaluate(&mut self, whole_split: bool) -> Result<Option<EvalRecord>> {
+    /// Validation loss; None without validation data.
+    fn evaluate(&mut self, extent: Extent) -> Result<Option<EvalRecord>> {
         let all = self.job.validation.len();
         let limit = self.job.config.train.eval_batches;
-        let count = if whole_split || limit == 0 { all } else { limit.min(all) };
+        let count = if extent == Extent::Whole || limit == 0 { all } else { limit.min(all) };
+        let mut positions = if extent == Extent::Untrained { UNTRAINED_POSITIONS } else { usize::MAX };
         let begun = Instant::now();
         let mut sum = EvalSum::default();
+        let mut used = 0;
         for index in 0..count {
             let batch = self.job.validation.batch(index)?;
+            let whole = batch.batch;
+            let rows = (positions / batch.context.max(1)).max(usize::from(index == 0));
+            let batch = batch.first(rows);
+            if batch.batch == 0 {
+                break;
+            }
             let part = self.job.model.evaluate(&batch)?;
             sum.nll += part.nll;
             sum.tokens += part.tokens;
+            if batch.batch < whole {
+                break;
+            }
+            used += 1;
+            positions = positions.saturating_sub(whole * batch.context);
         }
         if sum.tokens == 0 {
             return Ok(None);
@@ -269,9 +313,11 @@ impl<'a> Loop<'a> {
         if !loss.is_finite() {
             return Err(Error::Numerics(format!("the validation loss after step {step} is {loss}")));
         }
-        self.meter.eval(begun.elapsed());
+        if extent != Extent::Untrained {
+            self.meter.eval(begun.elapsed());
+        }
         let (perplexity, seconds) = (loss.exp(), begun.elapsed().as_secs_f64());
-        let record = EvalRecord { step, loss, perplexity, tokens: sum.tokens, whole_split: count == all, seconds };
+        let record = EvalRecord { step, loss, perplexity, tokens: sum.tokens, whole_split: used == all, seconds };
         self.last_eval = Some(record);
         self.record(Record::Eval(record), true)?;
         if let Some(recorder) = &self.recorder {
@@ -337,7 +383,7 @@ impl<'a> Loop<'a> {
         let fresh = |record: &EvalRecord| record.step == step && record.whole_split;
         let mut validation = self.last_eval.filter(fresh);
         if validation.is_none() {
-            validation = self.evaluate(true)?;
+            validation = self.evaluate(Extent::Whole)?;
             // Comparable with the validations before only if those were over the whole split too.
             if let Some(record) = validation {
                 if self.job.config.train.eval_batches == 0 {

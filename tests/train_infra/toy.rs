@@ -174,6 +174,7 @@ impl TrainModel for Bigram {
         StateLayout {
             weights: state.weights.iter().map(NamedTensor::spec).collect(),
             optimizer: state.optimizer.iter().map(NamedTensor::spec).collect(),
+            optional: vec![],
         }
     }
 

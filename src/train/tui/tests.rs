@@ -28,7 +28,14 @@ fn busy() -> Dashboard {
             seconds: 1.0,
         };
         let remaining = Some(Duration::from_secs(65));
-        let event = StepEvent { record, steps: 200, remaining, roof_share: Some(0.617), log: false };
+        let event = StepEvent {
+            record,
+            steps: 200,
+            took: Duration::from_millis(80),
+            remaining,
+            roof_share: Some(0.617),
+            log: false,
+        };
         dashboard.update(&Event::Step(event));
     }
     for step in [50, 100] {
