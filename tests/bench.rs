@@ -170,10 +170,10 @@ fn the_triad_is_within_fifteen_per_cent_of_stream_in_assembly() {
     let bytes = 12.0 * FLOATS as f64;
     let ours = || {
         let start = std::time::Instant::now();
-        traffic(Traffic::Triad, false, &mut shared.borrow_mut(), &b, &c, 1);
+        traffic(Traffic::Triad, false, &mut shared.borrow_mut(), b, c, 1);
         bytes / start.elapsed().as_secs_f64()
     };
-    let theirs = || bytes / separately::triad(&mut shared.borrow_mut(), &b, &c);
+    let theirs = || bytes / separately::triad(&mut shared.borrow_mut(), b, c);
     let (ours, theirs) = best_in_turn(25, 0.15, ours, theirs);
     assert!(a.iter().all(|a| *a == 7.0));
     assert!((ours / theirs - 1.0).abs() < 0.15, "{:.1} and {:.1} GB/s", ours / 1e9, theirs / 1e9);
