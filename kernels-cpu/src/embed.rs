@@ -1,5 +1,6 @@
 //! Row gather (embedding look-up) and its gradient, a deterministic row scatter-add.
 
+use crate::stream::{self, past_caches};
 use crate::threads::{SharedMut, par_blocks, par_rows_mut};
 use std::fmt;
 
@@ -37,9 +38,19 @@ pub fn gather_rows(table: &[f32], v: usize, d: usize, ids: &[i32], out: &mut [f3
     assert_eq!(table.len(), v * d, "table is [{v}, {d}]");
     assert_eq!(out.len(), ids.len() * d, "out is [{}, {d}]", ids.len());
     check(ids, v)?;
+    let past = past_caches(8 * out.len());
     par_rows_mut(out, d, d, |first, out| {
         for (out, &id) in out.chunks_exact_mut(d).zip(&ids[first..]) {
-            out.copy_from_slice(&table[id as usize * d..][..d]);
+            let row = &table[id as usize * d..][..d];
+            if past {
+                // SAFETY: slices of one length; other threads read after the fence below.
+                unsafe { stream::copy(row.as_ptr(), out.as_mut_ptr(), d) };
+            } else {
+                out.copy_from_slice(row);
+            }
+        }
+        if past {
+            stream::fence();
         }
     });
     Ok(())

@@ -25,6 +25,8 @@ pub mod loss;
 pub mod math;
 pub mod movement;
 pub mod norm;
+#[cfg(test)]
+mod norm_tests;
 pub mod optim;
 pub mod peak;
 pub mod philox;
@@ -43,6 +45,7 @@ pub mod scan;
 mod scan_tests;
 pub mod simd;
 pub mod softmax;
+pub mod stream;
 mod team;
 pub mod threads;
 pub mod tile;

@@ -2,13 +2,132 @@
 //! Parameter gradients are column reductions in fixed blocks, so their bits do not depend on the number of threads.
 
 use crate::register::with_register;
+use crate::stream::prefetch;
 use crate::threads::{SharedMut, par_blocks, par_rows, par_rows_mut};
 use crate::vector::Vector;
 
 /// Elements of a row whose terms are added in `f32` before they join an `f64` total.
 const BLOCK: usize = 1024;
-/// Rows that go through a kernel's steps together, so that the latency of one row's sums is hidden behind the others.
+/// Rows that go through a kernel's steps together at most, so that the latency of one row's sums is hidden behind the others.
 const ROWS: usize = 8;
+
+/// Rows of a group: as few as hide the latency, because what a group reads in one go it computes in another.
+#[inline(always)]
+fn group_rows(d: usize) -> usize {
+    (GROUP_FLOATS / d).clamp(1, ROWS)
+}
+
+/// Elements of a group of rows.
+const GROUP_FLOATS: usize = 512;
+/// How many elements ahead of a row's last pass its tensors are fetched, at least: memory answers after a hundred nanoseconds, in
+/// which it can deliver about this much.
+const AHEAD: usize = 1024;
+
+/// `y = f(a, b, c)` over a row, lane by lane; a line of each tensor is asked for at `ahead` elements behind each of `fetch`.
+///
+/// # Safety
+/// The pointers that `f` uses are valid for `n` reads, `y` for `n` writes; those that overlap are the same.
+#[inline(always)]
+unsafe fn row_results<R: Vector, const N: usize>(
+    [a, b, c]: [*const f32; 3],
+    y: &mut [f32],
+    fetch: [*const f32; N],
+    ahead: usize,
+    f: impl Fn(R, R, R) -> R,
+) {
+    let (n, y) = (y.len(), y.as_mut_ptr());
+    let fetch = fetch.map(|p| p.wrapping_add(ahead));
+    // SAFETY: (whole body) loads and stores stay within the rows.
+    unsafe {
+        let mut i = 0;
+        while i + 16 <= n {
+            for p in fetch {
+                prefetch(p.wrapping_add(i));
+            }
+            f(R::load(a.add(i)), R::load(b.add(i)), R::load(c.add(i))).store(y.add(i));
+            i += 16;
+        }
+        if i < n {
+            for p in fetch {
+                prefetch(p.wrapping_add(i));
+            }
+            let [a, b, c] = [a, b, c].map(|p| R::load_partial(p.add(i), n - i, 0.0));
+            f(a, b, c).store_partial(y.add(i), n - i);
+        }
+    }
+}
+
+#[inline(always)]
+fn layer_norm_row<R: Vector>(
+    x: &[f32],
+    m: f32,
+    r: f32,
+    gamma: &[f32],
+    beta: Option<&[f32]>,
+    ahead: usize,
+    y: &mut [f32],
+) {
+    let (m, r, at, g) = (R::splat(m), R::splat(r), x.as_ptr(), gamma.as_ptr());
+    // SAFETY: rows of one length.
+    unsafe {
+        match beta {
+            Some(b) => {
+                row_results::<R, 1>([at, g, b.as_ptr()], y, [at], ahead, |x, g, b| b.accumulate(x.sub(m).mul(r), g))
+            }
+            None => row_results::<R, 1>([at, g, g], y, [at], ahead, |x, g, _| x.sub(m).mul(r).mul(g)),
+        }
+    }
+}
+
+#[inline(always)]
+fn layer_norm_grad_row<R: Vector>(
+    x: &[f32],
+    dy: &[f32],
+    gamma: &[f32],
+    m: f32,
+    r: f32,
+    a: f32,
+    b: f32,
+    ahead: usize,
+    dx: &mut [f32],
+) {
+    let [m, r, minus_a, b] = [m, r, -a, b].map(R::splat);
+    let (x, dy) = (x.as_ptr(), dy.as_ptr());
+    // SAFETY: rows of one length.
+    unsafe {
+        row_results::<R, 2>([x, dy, gamma.as_ptr()], dx, [x, dy], ahead, |x, dy, g| {
+            r.mul(minus_a.accumulate(dy, g).sub(x.sub(m).mul(b)))
+        })
+    }
+}
+
+#[inline(always)]
+fn rms_norm_row<R: Vector>(x: &[f32], r: f32, gamma: &[f32], offset: f32, ahead: usize, y: &mut [f32]) {
+    let (r, offset, x, g) = (R::splat(r), R::splat(offset), x.as_ptr(), gamma.as_ptr());
+    // SAFETY: rows of one length.
+    unsafe { row_results::<R, 1>([x, g, g], y, [x], ahead, |x, g, _| x.mul(r).mul(g.add(offset))) }
+}
+
+#[inline(always)]
+fn rms_norm_grad_row<R: Vector>(
+    x: &[f32],
+    dy: &[f32],
+    gamma: &[f32],
+    offset: f32,
+    r: f32,
+    b: f32,
+    ahead: usize,
+    dx: &mut [f32],
+) {
+    let [offset, r, minus_b] = [offset, r, -b].map(R::splat);
+    let (x, dy) = (x.as_ptr(), dy.as_ptr());
+    // SAFETY: rows of one length.
+    unsafe {
+        row_results::<R, 2>([x, dy, gamma.as_ptr()], dx, [x, dy], ahead, |x, dy, g| {
+            r.mul(x.mul(minus_b).accumulate(dy, g.add(offset)))
+        })
+    }
+}
 
 /// The sums over a row of the two terms that `f` makes of vectors of a, b and c. Beyond the row's end all three are 0, of which `f`
 /// must make 0.
@@ -101,7 +220,8 @@ crate::multiversion! {
     fn layer_norm_rows<V>(
         x: &[f32], d: usize, gamma: &[f32], beta: Option<&[f32]>, eps: f32, y: &mut [f32], mean: &mut [f32], rstd: &mut [f32],
     ) {
-        let groups = x.chunks(ROWS * d).zip(y.chunks_mut(ROWS * d)).zip(mean.chunks_mut(ROWS)).zip(rstd.chunks_mut(ROWS));
+        let (n, ahead) = (group_rows(d), (group_rows(d) * d).max(AHEAD));
+        let groups = x.chunks(n * d).zip(y.chunks_mut(n * d)).zip(mean.chunks_mut(n)).zip(rstd.chunks_mut(n));
         for (((x, y), mean), rstd) in groups {
             for (x, m) in x.chunks_exact(d).zip(&mut *mean) {
                 *m = (with_register!(V, row_sum(x)) / d as f64) as f32;
@@ -114,18 +234,7 @@ crate::multiversion! {
                 *r = (1.0 / (s / d as f64 + eps as f64).sqrt()) as f32;
             }
             for (((x, y), &m), &r) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(&*mean).zip(&*rstd) {
-                match beta {
-                    Some(beta) => {
-                        for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-                            *y = V::fma((x - m) * r, g, b);
-                        }
-                    }
-                    None => {
-                        for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
-                            *y = (x - m) * r * g;
-                        }
-                    }
-                }
+                with_register!(V, layer_norm_row(x, m, r, gamma, beta, ahead, y));
             }
         }
     }
@@ -133,8 +242,9 @@ crate::multiversion! {
     fn layer_norm_grad_rows<V>(
         x: &[f32], d: usize, gamma: &[f32], mean: &[f32], rstd: &[f32], dy: &[f32], dx: &mut [f32],
     ) {
-        let groups = x.chunks(ROWS * d).zip(dy.chunks(ROWS * d)).zip(dx.chunks_mut(ROWS * d));
-        for (((x, dy), dx), (mean, rstd)) in groups.zip(mean.chunks(ROWS).zip(rstd.chunks(ROWS))) {
+        let (n, ahead) = (group_rows(2 * d), (group_rows(2 * d) * d).max(AHEAD));
+        let groups = x.chunks(n * d).zip(dy.chunks(n * d)).zip(dx.chunks_mut(n * d));
+        for (((x, dy), dx), (mean, rstd)) in groups.zip(mean.chunks(n).zip(rstd.chunks(n))) {
             let mut means = [(0.0f32, 0.0f32); ROWS];
             let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(mean).zip(rstd);
             for ((((x, dy), &m), &r), means) in rows.zip(&mut means) {
@@ -144,22 +254,19 @@ crate::multiversion! {
             }
             let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(mean).zip(rstd);
             for (((((x, dy), dx), &m), &r), (a, b)) in rows.zip(means) {
-                for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
-                    *dx = r * (V::fma(dy, g, -a) - (x - m) * b);
-                }
+                with_register!(V, layer_norm_grad_row(x, dy, gamma, m, r, a, b, ahead, dx));
             }
         }
     }
 
     fn rms_norm_rows<V>(x: &[f32], d: usize, gamma: &[f32], offset: f32, eps: f32, y: &mut [f32], rstd: &mut [f32]) {
-        for ((x, y), rstd) in x.chunks(ROWS * d).zip(y.chunks_mut(ROWS * d)).zip(rstd.chunks_mut(ROWS)) {
+        let (n, ahead) = (group_rows(d), (group_rows(d) * d).max(AHEAD));
+        for ((x, y), rstd) in x.chunks(n * d).zip(y.chunks_mut(n * d)).zip(rstd.chunks_mut(n)) {
             for (x, r) in x.chunks_exact(d).zip(&mut *rstd) {
                 *r = (1.0 / (with_register!(V, row_sum_sq(x)) / d as f64 + eps as f64).sqrt()) as f32;
             }
             for ((x, y), &r) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(&*rstd) {
-                for ((y, &x), &g) in y.iter_mut().zip(x).zip(gamma) {
-                    *y = x * r * (g + offset);
-                }
+                with_register!(V, rms_norm_row(x, r, gamma, offset, ahead, y));
             }
         }
     }
@@ -167,8 +274,9 @@ crate::multiversion! {
     fn rms_norm_grad_rows<V>(
         x: &[f32], d: usize, gamma: &[f32], offset: f32, rstd: &[f32], dy: &[f32], dx: &mut [f32],
     ) {
-        let groups = x.chunks(ROWS * d).zip(dy.chunks(ROWS * d)).zip(dx.chunks_mut(ROWS * d));
-        for (((x, dy), dx), rstd) in groups.zip(rstd.chunks(ROWS)) {
+        let (n, ahead) = (group_rows(2 * d), (group_rows(2 * d) * d).max(AHEAD));
+        let groups = x.chunks(n * d).zip(dy.chunks(n * d)).zip(dx.chunks_mut(n * d));
+        for (((x, dy), dx), rstd) in groups.zip(rstd.chunks(n)) {
             let mut means = [0.0f32; ROWS];
             for (((x, dy), &r), mean) in x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(rstd).zip(&mut means) {
                 // with g = dy gamma: dx = r (g - x r^2 mean(g x))
@@ -177,9 +285,7 @@ crate::multiversion! {
             }
             let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd);
             for ((((x, dy), dx), &r), b) in rows.zip(means) {
-                for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gamma) {
-                    *dx = r * V::fma(dy, g + offset, -(x * b));
-                }
+                with_register!(V, rms_norm_grad_row(x, dy, gamma, offset, r, b, ahead, dx));
             }
         }
     }
@@ -380,169 +486,5 @@ fn param_grads(
     finish(&partial_gamma, dgamma);
     if let Some(dbeta) = dbeta {
         finish(&partial_beta, dbeta);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::threads::with_threads;
-
-    const SHAPES: [(usize, usize); 9] =
-        [(1, 1), (3, 2), (7, 17), (257, 64), (33, 257), (2, 1025), (600, 31), (0, 8), (300, 384)];
-    const U: f64 = 1.0 / (1 << 24) as f64;
-
-    fn data(n: usize, seed: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 7919 + seed * 131) % 1013) as f32 / 337.0 - 1.2).collect()
-    }
-
-    fn close(got: &[f32], want: &[f64], size: &[f64], roundings: f64, what: &str) {
-        for (i, ((&g, &w), &s)) in got.iter().zip(want).zip(size).enumerate() {
-            assert!((g as f64 - w).abs() <= U * roundings * s + 1e-37, "{what}[{i}]: {g} {w} size {s}");
-        }
-    }
-
-    /// The definitions in f64, from the f32 inputs: (y, mean, rstd, dx, dgamma, dbeta) and the sizes of the terms of the last three.
-    struct Judge {
-        y: Vec<f64>,
-        mean: Vec<f64>,
-        rstd: Vec<f64>,
-        dx: Vec<f64>,
-        dgamma: Vec<f64>,
-        dbeta: Vec<f64>,
-        y_size: Vec<f64>,
-        dx_size: Vec<f64>,
-        dgamma_size: Vec<f64>,
-        dbeta_size: Vec<f64>,
-    }
-
-    fn judge(
-        x: &[f32],
-        rows: usize,
-        d: usize,
-        gamma: &[f64],
-        beta: &[f32],
-        eps: f32,
-        dy: &[f32],
-        centred: bool,
-    ) -> Judge {
-        let z = || vec![0.0; rows * d];
-        let mut j = Judge {
-            y: z(),
-            mean: vec![],
-            rstd: vec![],
-            dx: z(),
-            dgamma: vec![0.0; d],
-            dbeta: vec![0.0; d],
-            y_size: z(),
-            dx_size: z(),
-            dgamma_size: vec![0.0; d],
-            dbeta_size: vec![0.0; d],
-        };
-        for r in 0..rows {
-            let x: Vec<f64> = x[r * d..(r + 1) * d].iter().map(|&v| v as f64).collect();
-            let dy: Vec<f64> = dy[r * d..(r + 1) * d].iter().map(|&v| v as f64).collect();
-            let n = d as f64;
-            let m = if centred { x.iter().sum::<f64>() / n } else { 0.0 };
-            let rstd = 1.0 / (x.iter().map(|v| (v - m) * (v - m)).sum::<f64>() / n + eps as f64).sqrt();
-            let hat: Vec<f64> = x.iter().map(|v| (v - m) * rstd).collect();
-            let g: Vec<f64> = dy.iter().zip(gamma).map(|(a, b)| a * b).collect();
-            let a = if centred { g.iter().sum::<f64>() / n } else { 0.0 };
-            let b = g.iter().zip(&hat).map(|(a, b)| a * b).sum::<f64>() / n;
-            let abs_g = g.iter().map(|v| v.abs()).sum::<f64>() / n;
-            let abs_b = g.iter().zip(&hat).map(|(a, b)| (a * b).abs()).sum::<f64>() / n;
-            let abs_x = x.iter().map(|v| v.abs()).sum::<f64>() / n;
-            // the mean is rounded to f32, which moves every centred value by U |mean|, scaled by rstd
-            let moved = rstd * (abs_x + m.abs());
-            for i in 0..d {
-                let k = r * d + i;
-                j.y[k] = hat[i] * gamma[i] + beta[i] as f64;
-                j.y_size[k] = (hat[i].abs() + moved) * gamma[i].abs() + (beta[i] as f64).abs();
-                j.dx[k] = rstd * (g[i] - a - hat[i] * b);
-                j.dx_size[k] =
-                    rstd * (g[i].abs() + abs_g + (hat[i].abs() + moved) * (abs_b + moved * abs_g) + moved * abs_b);
-                j.dgamma[i] += dy[i] * hat[i];
-                j.dgamma_size[i] += dy[i].abs() * (hat[i].abs() + moved);
-                j.dbeta[i] += dy[i];
-                j.dbeta_size[i] += dy[i].abs();
-            }
-            j.mean.push(m);
-            j.rstd.push(rstd);
-        }
-        j
-    }
-
-    #[test]
-    fn layer_norm_and_its_gradients_agree_with_f64() {
-        for (rows, d) in SHAPES {
-            let (x, gamma, beta, dy) = (data(rows * d, 1), data(d, 2), data(d, 3), data(rows * d, 4));
-            let g64: Vec<f64> = gamma.iter().map(|&g| g as f64).collect();
-            let want = judge(&x, rows, d, &g64, &beta, 1e-5, &dy, true);
-            let (mut y, mut mean, mut rstd) = (vec![0.0; rows * d], vec![0.0; rows], vec![0.0; rows]);
-            layer_norm(&x, rows, d, &gamma, Some(&beta), 1e-5, &mut y, &mut mean, &mut rstd);
-            close(&y, &want.y, &want.y_size, 60.0, "y");
-            if d > 1 {
-                close(&rstd, &want.rstd, &want.rstd, 60.0, "rstd"); // one element has variance 0 up to rounding
-            }
-            let mut plain = vec![0.0; rows * d];
-            layer_norm(&x, rows, d, &gamma, None, 1e-5, &mut plain, &mut mean, &mut rstd);
-            let zero = vec![0.0; d];
-            let no_beta = judge(&x, rows, d, &g64, &zero, 1e-5, &dy, true);
-            close(&plain, &no_beta.y, &no_beta.y_size, 60.0, "y without beta");
-            let mut dx = vec![0.0; rows * d];
-            layer_norm_grad_x(&x, rows, d, &gamma, &mean, &rstd, &dy, &mut dx);
-            close(&dx, &want.dx, &want.dx_size, 90.0, "dx");
-            let (mut dgamma, mut dbeta) = (vec![f32::NAN; d], vec![f32::NAN; d]);
-            layer_norm_grad_params(&x, rows, d, &mean, &rstd, &dy, &mut dgamma, Some(&mut dbeta));
-            close(&dgamma, &want.dgamma, &want.dgamma_size, 90.0, "dgamma");
-            close(&dbeta, &want.dbeta, &want.dbeta_size, 40.0, "dbeta");
-            assert!(mean.iter().zip(&want.mean).all(|(&a, &b)| (a as f64 - b).abs() < 1e-5));
-        }
-    }
-
-    #[test]
-    fn rms_norm_and_its_gradients_agree_with_f64_with_and_without_the_offset() {
-        for (rows, d) in SHAPES {
-            for plus_one in [false, true] {
-                let (x, gamma, dy) = (data(rows * d, 1), data(d, 2), data(rows * d, 4));
-                let g64: Vec<f64> = gamma.iter().map(|&g| g as f64 + plus_one as u8 as f64).collect();
-                let zero = vec![0.0; d];
-                let want = judge(&x, rows, d, &g64, &zero, 1e-6, &dy, false);
-                let (mut y, mut rstd, mut dx) = (vec![0.0; rows * d], vec![0.0; rows], vec![0.0; rows * d]);
-                rms_norm(&x, rows, d, &gamma, plus_one, 1e-6, &mut y, &mut rstd);
-                close(&y, &want.y, &want.y_size, 60.0, "y");
-                close(&rstd, &want.rstd, &want.rstd, 60.0, "rstd");
-                rms_norm_grad_x(&x, rows, d, &gamma, plus_one, &rstd, &dy, &mut dx);
-                close(&dx, &want.dx, &want.dx_size, 90.0, "dx");
-                let mut dgamma = vec![f32::NAN; d];
-                rms_norm_grad_params(&x, rows, d, &rstd, &dy, &mut dgamma);
-                close(&dgamma, &want.dgamma, &want.dgamma_size, 90.0, "dgamma");
-            }
-        }
-    }
-
-    #[test]
-    fn parameter_gradients_do_not_depend_on_the_number_of_threads() {
-        let (rows, d) = (1031, 300);
-        let (x, dy, mean, rstd) = (data(rows * d, 1), data(rows * d, 2), data(rows, 3), data(rows, 4));
-        let run = |threads| {
-            with_threads(threads, || {
-                let (mut dgamma, mut dbeta) = (vec![0.0; d], vec![0.0; d]);
-                layer_norm_grad_params(&x, rows, d, &mean, &rstd, &dy, &mut dgamma, Some(&mut dbeta));
-                (dgamma, dbeta)
-            })
-        };
-        let one = run(1);
-        assert!([2, 3, 8].into_iter().all(|threads| run(threads) == one));
-    }
-
-    #[test]
-    fn a_constant_row_and_a_zero_row_stay_finite() {
-        let x = [3.0, 3.0, 3.0, 0.0, 0.0, 0.0];
-        let (mut y, mut mean, mut rstd) = ([0.0; 6], [0.0; 2], [0.0; 2]);
-        layer_norm(&x, 2, 3, &[1.0; 3], None, 1e-5, &mut y, &mut mean, &mut rstd);
-        assert_eq!(y, [0.0; 6]);
-        rms_norm(&x, 2, 3, &[1.0; 3], false, 1e-5, &mut y, &mut rstd);
-        assert!(y.iter().all(|v| v.is_finite()) && y[3..] == [0.0; 3]);
     }
 }
