@@ -137,9 +137,12 @@ mod tests {
         for (v, d, n) in [(1, 1, 1), (5, 3, 17), (65, 128, 1000), (7, 129, 0), (3, 0, 4)] {
             let (table, ids, _) = case(v, d, n);
             let mut out = vec![0.0; n * d];
-            gather_rows(&table, v, d, &ids, &mut out).unwrap();
-            for i in 0..n {
-                assert_eq!(out[i * d..(i + 1) * d], table[ids[i] as usize * d..][..d]);
+            for held in [usize::MAX, 0] {
+                out.fill(f32::NAN);
+                stream::with_cache(held, || gather_rows(&table, v, d, &ids, &mut out)).unwrap();
+                for i in 0..n {
+                    assert_eq!(out[i * d..(i + 1) * d], table[ids[i] as usize * d..][..d]);
+                }
             }
         }
     }
