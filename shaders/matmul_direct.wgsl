@@ -74,9 +74,16 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
     // Columns beyond the edge read the last ones and are not stored.
     {% for q in range(2) %}{% for j in range(4) %}let b{{ q }}_{{ j }} = {{ "" if q8 else "tile.b + " }}min(column + {{ q * column_step + j }}u, {{ "p.n - 4u" if bv and not trans_b else "p.n - 1u" }}){{ " * p.ldb" if trans_b and not q8 else "" }};
     {% endfor %}{% endfor %}
-    var first = tile.k_begin;
-    loop {
+    {# Sums of many terms are added up in blocks, in registers: adding to memory here would double the code of every store. #}
+    {% if blocks %}
+    {% for r in range(rows) %}var t{{ r }}_0 = vec4<f32>(0.0); var t{{ r }}_1 = vec4<f32>(0.0);
+    {% endfor %}
+    for (var first = tile.k_begin; first < tile.k_end; first += FOLD) {
         let last = min(first + FOLD, tile.k_end);
+    {% else %}
+        let first = tile.k_begin;
+        let last = tile.k_end;
+    {% endif %}
         {% for r in range(rows) %}var c{{ r }}_0 = vec4<f32>(0.0); var c{{ r }}_1 = vec4<f32>(0.0);
         {% endfor %}
         var k = first;
@@ -110,35 +117,38 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
             {% endfor %}
         }
         {% endif %}
-        let add = p.accumulate != 0u || first > tile.k_begin;
-        {% for r in range(rows) %}{% for q in range(2) %}store(row + {{ r }}u, column + {{ q * column_step }}u, c{{ r }}_{{ q }}, tile.c, add);
+    {% if blocks %}
+        {% for r in range(rows) %}{% for q in range(2) %}t{{ r }}_{{ q }} += c{{ r }}_{{ q }};
         {% endfor %}{% endfor %}
-        first += FOLD;
-        if (first >= tile.k_end) { break; }
     }
+    {% endif %}
+    {% for r in range(rows) %}{% for q in range(2) %}store(row + {{ r }}u, column + {{ q * column_step }}u, {{ "t" if blocks else "c" }}{{ r }}_{{ q }}, tile.c);
+    {% endfor %}{% endfor %}
     {% if epilogue %}
-    // In a loop over what was stored: the epilogue's code stands here once, not once for every quad.
-    for (var r = 0u; r < {{ rows }}u; r += 1u) {
-        for (var q = 0u; q < 2u; q += 1u) { finish_quad(row + r, column + q * {{ column_step }}u, tile.c); }
+    // In a loop over what was stored: the epilogue's code stands here once, not once for every quad. Its end is not a constant,
+    // so that drivers leave it a loop.
+    let end = min(row + {{ rows }}u, p.m);
+    for (var r = row; r < end; r += 1u) {
+        finish_quad(r, column, tile.c);
+        finish_quad(r, column + {{ column_step }}u, tile.c);
     }
     {% endif %}
 }
 
-fn store(row: u32, column: u32, v: vec4<f32>, at: u32, add: bool) {
+{% set assign = "+=" if accumulate else "=" %}
+fn store(row: u32, column: u32, v: vec4<f32>, at: u32) {
     if (row >= p.m || column >= p.n) { return; }
     let i = at + row * p.ldc + column;
     {% if cv %}
-    if (add) { c[i >> 2u] += v; } else { c[i >> 2u] = v; }
+    c[i >> 2u] {{ assign }} v;
     {% else %}
-    {% for j in range(4) %}if (column + {{ j }}u < p.n) {
-        if (add) { c[i + {{ j }}u] += v.{{ xyzw[j] }}; } else { c[i + {{ j }}u] = v.{{ xyzw[j] }}; }
-    }
+    {% for j in range(4) %}if (column + {{ j }}u < p.n) { c[i + {{ j }}u] {{ assign }} v.{{ xyzw[j] }}; }
     {% endfor %}
     {% endif %}
 }
 {% if epilogue %}
 fn finish_quad(row: u32, column: u32, at: u32) {
-    if (row >= p.m || column >= p.n) { return; }
+    if (column >= p.n) { return; }
     let i = at + row * p.ldc + column;
     {% if cv %}
     c[i >> 2u] = finish(c[i >> 2u], i >> 2u, (p.c_at + column) >> 2u);

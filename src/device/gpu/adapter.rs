@@ -71,6 +71,7 @@ pub fn caps(adapter: &wgpu::Adapter, options: &Options) -> Caps {
     };
     let max_binding = limits.max_storage_buffer_binding_size.min(i32::MAX as u64) & !255;
     let software = is_software(&info);
+    let unwatched = software && !options.as_hardware;
     // Low guesses: they only decide how finely work is cut for the watchdog.
     let (flops, bytes) = options.rates.unwrap_or(if software { (2e9, 1e9) } else { (100e9, 10e9) });
     Caps {
@@ -87,15 +88,18 @@ pub fn caps(adapter: &wgpu::Adapter, options: &Options) -> Caps {
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
         },
         subgroup_sizes: if features.subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
-        software: software && !options.as_hardware,
+        software: unwatched,
         class: class(&info),
         cooperative_size: if features.cooperative_matrix { cooperative_size } else { 0 },
         tuned: options.choices,
         flops_per_second: flops,
         bytes_per_second: bytes,
-        seconds_per_dispatch: options.seconds_per_dispatch,
+        seconds_per_dispatch: options.seconds_per_dispatch.unwrap_or(if unwatched { NO_WATCHDOG } else { 0.1 }),
     }
 }
+
+/// Seconds of a dispatch that nothing watches.
+const NO_WATCHDOG: f64 = 3600.0;
 
 /// The wgpu features to request of `adapter` for these capabilities.
 pub(super) fn required(adapter: &wgpu::Adapter, features: &Features) -> wgpu::Features {

@@ -22,8 +22,9 @@ pub struct Options {
     pub max_binding: Option<u64>,
     /// Never use more than this many bytes of workgroup memory.
     pub max_workgroup_memory: Option<u32>,
-    /// Expected seconds that one dispatch may take (the watchdog of a desktop resets the GPU after about 2 s).
-    pub seconds_per_dispatch: f64,
+    /// Expected seconds that one dispatch may take. None: a tenth of a second on a GPU (the watchdog of a desktop resets it after about
+    /// two); as good as no limit on a software device, which nothing watches.
+    pub seconds_per_dispatch: Option<f64>,
     /// FLOP/s and bytes/s by measurement, in place of cautious guesses: they decide how finely work is cut.
     pub rates: Option<(f64, f64)>,
     /// Choose kernels as for real hardware on a software device too: tests walk the paths that other GPUs take.
@@ -39,7 +40,7 @@ impl Default for Options {
             features: Features::ALL,
             max_binding: None,
             max_workgroup_memory: None,
-            seconds_per_dispatch: 0.1,
+            seconds_per_dispatch: None,
             rates: None,
             as_hardware: false,
             choices: None,

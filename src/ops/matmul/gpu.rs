@@ -9,6 +9,9 @@ use minijinja::value::merge_maps;
 use minijinja::{Value, context};
 use std::ops::Range;
 
+/// Terms that the kernels add up at once (`FOLD` of `matmul_common.wgsl`).
+const FOLD: usize = 512;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
     Tiles(MatmulForm),
@@ -277,7 +280,9 @@ impl Lower<'_> {
             MatmulForm::Direct | MatmulForm::Subgroup => {
                 let (label, groups) =
                     if lanes == 0 { ("matmul/direct", count.div_ceil(16)) } else { ("matmul/subgroup", count) };
-                (label, crate::shader!("matmul_direct.wgsl"), context! { lanes }, groups)
+                // Most products need neither, and software devices compile at the first dispatch: code left out is time won.
+                let own = context! { lanes, blocks => terms > FOLD, accumulate => accumulate == 1 };
+                (label, crate::shader!("matmul_direct.wgsl"), own, groups)
             }
             MatmulForm::Tiled128 => {
                 ("matmul/tiled128", crate::shader!("matmul_tiled.wgsl"), context! { wide => 2 }, count)
