@@ -1,7 +1,8 @@
 // Products with at most four rows, bound by reading B once. Every invocation sums some terms of some columns; terms are added in
 // short blocks, so that rounding errors grow with the number of blocks.
-// B along its columns (`trans_b` 0): an invocation reads quads of columns; `slices` invocations share a quad's terms and a tree in
-// workgroup memory adds them. B along k (`trans_b` 1): `slices` invocations, or a subgroup (`subgroups` 1), share a column.
+// B along its columns (`trans_b` 0): an invocation reads quads of columns, and either `slices` invocations share the terms of one
+// quad and a tree in workgroup memory adds them, or an invocation alone has `quads` of them: where a subgroup runs through all of B's
+// lines before the next one starts, what it takes from a line must be long for memory to be read at its rate. B along k (`trans_b` 1): `slices` invocations, or a subgroup (`subgroups` 1), share a column.
 {% include "matmul_common.wgsl" %}
 {% set xyzw = ["x", "y", "z", "w"] %}
 const SLICES = {{ slices }}u;
@@ -21,8 +22,8 @@ vec4<f32>({% for kk in range(4) %}a[tile.a + {{ r }}u * p.lda + {{ k }} + {{ kk 
 {%- if trans_a -%}a[tile.a + ({{ k }}) * p.lda + {{ r }}u]
 {%- else -%}a[tile.a + {{ r }}u * p.lda + {{ k }}]{%- endif -%}
 {% endmacro %}
-{% macro b_quad(k) %}
-{%- if bv -%}b[(b0 + {{ k }} * p.ldb) >> 2u]
+{% macro b_quad(q, k) %}
+{%- if bv -%}b[(b{{ q }} + {{ k }} * p.ldb) >> 2u]
 {%- else -%}vec4<f32>({% for j in range(4) %}b[b{{ j }} + {{ k }} * p.ldb]{{ ", " if j < 3 else "" }}{% endfor %}){%- endif -%}
 {% endmacro %}
 
@@ -49,39 +50,45 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
     let t = wid.x + wid.y * nwg.x;
     if (t >= p.count) { return; }
     let tile = tile_at(t);
-    let column = (tile.column * COLUMNS + local % COLUMNS) * 4u;
+    let column = (tile.column * COLUMNS * {{ quads }}u + local % COLUMNS) * 4u;
     let slice = local / COLUMNS;
     {% if bv %}
-    let b0 = tile.b + min(column, p.n - 4u);
+    {% for q in range(quads) %}let b{{ q }} = tile.b + min(column + {{ q }}u * COLUMNS * 4u, p.n - 4u);
+    {% endfor %}
     {% else %}
     {% for j in range(4) %}let b{{ j }} = tile.b + min(column + {{ j }}u, p.n - 1u);
     {% endfor %}
     {% endif %}
-    {% for r in range(rows) %}var c{{ r }} = vec4<f32>(0.0);
-    {% endfor %}
+    {% for r in range(rows) %}{% for q in range(quads) %}var c{{ r }}_{{ q }} = vec4<f32>(0.0);
+    {% endfor %}{% endfor %}
     for (var first = tile.k_begin + slice; first < tile.k_end; first += BLOCK * SLICES) {
-        {% for r in range(rows) %}var d{{ r }} = vec4<f32>(0.0);
-        {% endfor %}
+        {% for r in range(rows) %}{% for q in range(quads) %}var d{{ r }}_{{ q }} = vec4<f32>(0.0);
+        {% endfor %}{% endfor %}
         let last = min(first + BLOCK * SLICES, tile.k_end);
         var k = first;
+        {% if quads == 1 %}
         // Four lines of B under way at a time.
         for (; k + 3u * SLICES < last; k += 4u * SLICES) {
-            {% for kk in range(4) %}let v{{ kk }} = {{ b_quad("(k + " ~ kk ~ "u * SLICES)") }};
+            {% for kk in range(4) %}let v{{ kk }} = {{ b_quad(0, "(k + " ~ kk ~ "u * SLICES)") }};
             {% endfor %}
-            {% for r in range(rows) %}{% for kk in range(4) %}d{{ r }} += {{ a_one(r, "(k + " ~ kk ~ "u * SLICES)") }} * v{{ kk }};
+            {% for r in range(rows) %}{% for kk in range(4) %}d{{ r }}_0 += {{ a_one(r, "(k + " ~ kk ~ "u * SLICES)") }} * v{{ kk }};
             {% endfor %}{% endfor %}
         }
+        {% endif %}
         for (; k < last; k += SLICES) {
-            let v = {{ b_quad("k") }};
-            {% for r in range(rows) %}d{{ r }} += {{ a_one(r, "k") }} * v;
+            {% for q in range(quads) %}let v{{ q }} = {{ b_quad(q, "k") }};
             {% endfor %}
+            {% for r in range(rows) %}
+            let w{{ r }} = {{ a_one(r, "k") }};
+            {% for q in range(quads) %}d{{ r }}_{{ q }} += w{{ r }} * v{{ q }};
+            {% endfor %}{% endfor %}
         }
-        {% for r in range(rows) %}c{{ r }} += d{{ r }};
-        {% endfor %}
+        {% for r in range(rows) %}{% for q in range(quads) %}c{{ r }}_{{ q }} += d{{ r }}_{{ q }};
+        {% endfor %}{% endfor %}
     }
     {% for r in range(rows) %}
     {% if slices > 1 %}
-    sums[local] = c{{ r }};
+    sums[local] = c{{ r }}_0;
     workgroupBarrier();
     for (var half = {{ slices * columns // 2 }}u; half >= COLUMNS; half >>= 1u) {
         if (local < half) { sums[local] += sums[local + half]; }
@@ -94,8 +101,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) nwg: vec
     }
     workgroupBarrier();
     {% else %}
-    {% for j in range(4) %}put({{ r }}u, column + {{ j }}u, c{{ r }}.{{ xyzw[j] }}, tile.c);
-    {% endfor %}
+    {% for q in range(quads) %}{% for j in range(4) %}put({{ r }}u, column + {{ q }}u * COLUMNS * 4u + {{ j }}u, c{{ r }}_{{ q }}.{{ xyzw[j] }}, tile.c);
+    {% endfor %}{% endfor %}
     {% endif %}
     {% endfor %}
 }

@@ -106,7 +106,8 @@ const SOFTWARE: Choices = Choices {
     split_terms: 256,
     attention: AttentionForm::Rows,
     rows: RowForm::Subgroup,
-    busy_invocations: 512,
+    // Short blocks: a subgroup goes down all rows of its block before the next one starts, and reads a little of each.
+    busy_invocations: 1 << 17,
 };
 
 const INTEGRATED: Choices = Choices {
@@ -289,7 +290,7 @@ impl Change {
         all.extend([0, 8, 64, 128, 512].map(Change::Split));
         all.extend([AttentionForm::Rows, AttentionForm::Tiles].map(Change::Attention));
         all.extend([RowForm::Subgroup, RowForm::PackedSubgroups, RowForm::Workgroup].map(Change::Rows));
-        all.extend([512, 4096, 16384].map(Change::Busy));
+        all.extend([512, 16384, 1 << 17].map(Change::Busy));
         all
     }
 

@@ -49,6 +49,11 @@ pub fn cases() -> Vec<Case> {
     cases.push(case(&[], &[], [9, 132, 2100], Matmul::new(false, false)));
     cases.push(case(&[], &[], [700, 401, 6], Matmul::new(false, false)));
     cases.push(case(&[40], &[40], [90, 80, 6], Matmul::new(false, true)));
+    // Wide matrices times one or two vectors, of which an invocation may take several quads of columns.
+    for shape in [[1, 2052, 37], [1, 2100, 132], [2, 1028, 33], [3, 2048, 5]] {
+        cases.push(case(&[], &[], shape, Matmul::new(false, false)));
+    }
+    cases.push(case(&[], &[], [2056, 1, 35], Matmul::new(true, false)));
     // Sums long enough to be split, as in gradients of weights.
     cases.push(case(&[], &[], [20, 24, 3000], Matmul::new(true, false)));
     cases.push(case(&[], &[], [20, 23, 3001], Matmul::new(true, false)));

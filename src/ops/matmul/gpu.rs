@@ -329,20 +329,23 @@ impl Lower<'_> {
             (m, n) = (n, m);
         }
         let subgroups = b.trans && l.caps.features.subgroups;
+        a.quads &= b.trans && !a.trans;
+        // An invocation alone takes more of a wide matrix, as long as there are 16 tiles and not too many sums.
+        let lone = l.caps.choices().gemv == GemvForm::Lone && !b.trans && b.quads;
+        let quads = if lone { [4, 2].into_iter().find(|q| q * m <= 4 && n >= 512 * q).unwrap_or(1) } else { 1 };
         // Invocations that share a column (or quad of columns), and how many of those a workgroup computes.
         let (slices, columns) = match (l.caps.choices().gemv, b.trans) {
             (GemvForm::Lone, true) if subgroups => (8, 8),
-            (GemvForm::Lone, _) => (1, 16),
+            (GemvForm::Lone, _) => (1, if quads > 1 { 8 } else { 16 }),
             (GemvForm::Team64, true) if !subgroups => (16, 4),
             (GemvForm::Team64, _) => (8, 8),
             (GemvForm::Team256, _) => (32, 8),
         };
-        let tiles = n.div_ceil(if b.trans { columns } else { 4 * columns });
+        let tiles = n.div_ceil(if b.trans { columns } else { 4 * quads * columns });
         let batch = part.batch.len();
         let (extra, epilogue) = self.epilogue(l, part, part.last);
         let rows = self.rows(part);
         let target = l.write_part(Buf::Out(0), 4 * rows.start as u64..4 * rows.end as u64);
-        a.quads &= b.trans && !a.trans;
         let k = part.k.len();
         let count = batch * tiles;
         let params = Params::new().u32(m).u32(n).u32(k).u32(a.ld).u32(b.ld).u32(self.d.n);
@@ -352,7 +355,7 @@ impl Lower<'_> {
         let params = params.u32(groups);
         let variables = context! {
             av => a.quads, bv => b.quads, cv => false, trans_a => a.trans, trans_b => b.trans, rows => m,
-            slices, columns, subgroups, transposed
+            slices, columns, quads, subgroups, transposed
         };
         let variables = merge_maps([variables, quantised, epilogue]);
         let label = match (b.trans, subgroups) {
