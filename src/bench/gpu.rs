@@ -82,6 +82,9 @@ struct Bench<'a> {
 /// A dispatch should take this long: long beside a time stamp's resolution, short beside a watchdog.
 const DISPATCH_SECONDS: f64 = 4e-3;
 
+/// The largest working set is measured so many times more, the best counts.
+const LATER_ROUNDS: usize = 3;
+
 impl Bench<'_> {
     fn caps(&self) -> &Caps {
         self.context.caps()
@@ -202,15 +205,31 @@ impl Bench<'_> {
         let accesses =
             [(Access::Read, 1), (Access::Write, 1), (Access::Copy, 2), (Access::Triad, 3), (Access::Update, 2)];
         let mut points = Vec::new();
+        let mut places = Vec::new();
         let mut working_set = 4 << 10;
         while working_set <= self.largest() {
             for (access, arrays) in accesses {
                 // With too few invocations only reads show what a small cache can do.
-                if access == Access::Read || working_set >= self.smallest_written() {
-                    points.extend(self.traffic(access, arrays, working_set)?);
+                if (access == Access::Read || working_set >= self.smallest_written())
+                    && let Some(point) = self.traffic(access, arrays, working_set)?
+                {
+                    points.push(point);
+                    places.push((access, arrays, working_set));
                 }
             }
             working_set *= if self.scope.quick { 4 } else { 2 };
+        }
+        // Memory behind the caches is the roof of most operators: what runs beside the program for a moment must not lower it.
+        let last = places.last().map_or(0, |p| p.2);
+        for _ in 0..LATER_ROUNDS {
+            for (point, &(access, arrays, working_set)) in points.iter_mut().zip(&places) {
+                if working_set == last
+                    && let Some(again) = self.traffic(access, arrays, working_set)?
+                    && again.rate.best > point.rate.best
+                {
+                    *point = again;
+                }
+            }
         }
         points.sort_by_key(|p| p.working_set);
         Ok(points)
