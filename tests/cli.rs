@@ -91,6 +91,33 @@ fn one_command_trains_and_the_others_use_what_it_made() {
 }
 
 #[test]
+fn a_logic_mix_is_written_checked_and_trained_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // Long enough for blocks in every split; no two sentences alike.
+    let book: String =
+        (0..60_000u32).map(|i| format!("Sentence {i} says {}.\n\n", i.wrapping_mul(2_654_435_761))).collect();
+    std::fs::write(dir.join("book.txt"), book).unwrap();
+    let out = good(dir, &["data", "logic-mix", "--out", "mix", "--bytes", "300kB", "--literature", "book.txt"]);
+    assert!(out.contains("arithmetic 36.0 %") && out.contains("literature 40.0 %"), "{out}");
+    let checks: Value = serde_json::from_str(&good(dir, &["data", "validate", "mix", "--json"])).unwrap();
+    assert_eq!((&checks["passed"], checks["checks"].as_array().unwrap().len()), (&Value::Bool(true), 7));
+    let sets = ["train.steps=3", "tokenizer.kind=byte", "model.vocab_size=0", "train.eval_batches=1"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let run = good(dir, &[&["train", "--device", "cpu", "--data", "mix", "--out", "run"], &sets[..]].concat());
+    assert!(run.contains("step 3/3"), "{run}");
+
+    let file = dir.join("mix/train.syllogism.jsonl");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("Valid.", "Invalid.", 1)).unwrap();
+    bad(dir, &["data", "validate", "mix"], 1, &["mix", "1 of 1 checks failed"]);
+    bad(dir, &["train", "--data", "mix", "--out", "other"], 3, &["train.syllogism.jsonl", "hash"]);
+    bad(dir, &["data", "logic-mix", "--bytes", "0"], 2, &["--bytes 0"]);
+    bad(dir, &["data", "logic-mix", "--literature", "none.txt"], 7, &["none.txt"]);
+    bad(dir, &["train", "--data", ".", "--out", "other"], 3, &["MANIFEST.json", "data logic-mix --out"]);
+}
+
+#[test]
 fn a_dry_run_prints_the_plan_and_trains_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let text = good(dir.path(), &train_args("run", &["--dry-run", "--graph", "step.dot"]));

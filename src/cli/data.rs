@@ -1,11 +1,13 @@
 //! `lynx-gpu data`: generate, check and describe corpora.
 
+use crate::config::size;
 use crate::data::files::{read_utf8, sha256_hex};
+use crate::data::logic_mix::export::Check;
 use crate::data::ngram::{BestNGram, best_ngram};
 use crate::data::verbs::split::{Policy, parse_ratios};
 use crate::data::verbs::validate::Report;
 use crate::data::verbs::{DEFAULT_SEED, export};
-use crate::data::{Cache, CorpusSource, EncodedCorpus, TextCorpus, text};
+use crate::data::{Cache, CorpusSource, EncodedCorpus, TextCorpus, logic_mix, text};
 use crate::tokenizer::{Kind, Tokenizer};
 use crate::{Error, Result};
 use clap::Subcommand;
@@ -35,14 +37,29 @@ enum Command {
         #[arg(long, value_name = "TRAIN,VAL,TEST")]
         ratios: Option<String>,
     },
-    /// Check a written corpus: hashes, the twelve row checks, and that nothing leaks between splits
+    /// Generate the logic mix: worked arithmetic, arguments and small algorithms, with books mixed in; splits, entropy floors, manifest
+    LogicMix {
+        /// Folder to write; without it the mix is generated and described only
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Seed of every document
+        #[arg(long, default_value_t = logic_mix::SEED)]
+        seed: u64,
+        /// Size of the whole mix, such as 17.68MB; 36 % of it is arithmetic, 14 % arguments, 10 % algorithms
+        #[arg(long, value_name = "BYTES", default_value = "17680000")]
+        bytes: String,
+        /// UTF-8 text files of literature, one book each (40 % of what training sees); Project Gutenberg's frame is taken off
+        #[arg(long, value_name = "FILE", num_args = 1..)]
+        literature: Vec<PathBuf>,
+    },
+    /// Check a written corpus: hashes, every row or worked answer, and that nothing leaks between splits
     Validate {
-        /// Folder written by `data verbs --out`
+        /// Folder written by `data verbs --out` or `data logic-mix --out`
         folder: PathBuf,
     },
     /// Describe a corpus and, with --ngram, the baseline a model has to beat on it
     Inspect {
-        /// `verbs`, a text file, or a folder written by `data verbs --out`
+        /// `verbs`, `logic-mix`, a text file, or a folder written by `data verbs --out` or `data logic-mix --out`
         path: String,
         /// Tokenizer to count with: char, byte, bpe, bpe:N, or the path of a tokenizer.json
         #[arg(long, default_value = "char")]
@@ -64,6 +81,10 @@ enum Command {
 pub fn run(args: Args, json: bool) -> Result<()> {
     match args.command {
         Command::Verbs { out, seed, split, ratios } => verbs(out.as_deref(), seed, &policy(split, ratios)?, json),
+        Command::LogicMix { out, seed, bytes, literature } => {
+            let bytes = size::parse(&bytes).map_err(|why| Error::Config(format!("--bytes {bytes}: {why}")))?;
+            mix(out.as_deref(), &logic_mix::export::Options { seed, bytes, literature }, json)
+        }
         Command::Validate { folder } => validate(&folder, json),
         Command::Inspect { path, tokenizer, ngram, split, seed, val_fraction } => {
             let source = CorpusSource::parse(&path, seed, policy(split, None)?, val_fraction);
@@ -127,7 +148,93 @@ fn print_manifest(manifest: &Value) {
     }
 }
 
+fn mix(out: Option<&Path>, options: &logic_mix::export::Options, json: bool) -> Result<()> {
+    let manifest = match out {
+        Some(folder) => logic_mix::export::write(folder, options)?,
+        None => {
+            let folder = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+            logic_mix::export::write(folder.path(), options)?
+        }
+    };
+    if json {
+        println!("{manifest}");
+        return Ok(());
+    }
+    print_mix(&manifest);
+    match out {
+        Some(folder) => println!("written to {0}; train on it with --data {0}", folder.display()),
+        None => println!("nothing was written: --out DIR writes it"),
+    }
+    Ok(())
+}
+
+fn print_mix(manifest: &Value) {
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    println!("{} {}: seed {}", text(&manifest["name"]), text(&manifest["version"]), manifest["seed"]);
+    println!(
+        "  {:<6} {:<11} {:>9} {:>11} {:>12} {:>12}  sha256",
+        "split", "kind", "documents", "bytes", "random bits", "least loss"
+    );
+    println!("  {:<6} {:<11} {:>9} {:>11} {:>12} {:>12}", "", "", "", "", "per byte", "bits/byte");
+    for entry in manifest["files"].as_object().into_iter().flat_map(|files| files.values()) {
+        let bits = |name: &str| entry[name].as_f64().map_or("-".into(), |bits| format!("{bits:.4}"));
+        println!(
+            "  {:<6} {:<11} {:>9} {:>11} {:>12} {:>12}  {:.16}",
+            text(&entry["split"]),
+            text(&entry["kind"]),
+            entry["documents"].to_string(),
+            entry["bytes"].to_string(),
+            bits("random_bits_per_byte"),
+            bits("floor_bits_per_byte"),
+            text(&entry["sha256"]),
+        );
+    }
+    let weights: Vec<String> = manifest["weights"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(kind, weight)| format!("{kind} {:.1} %", 100.0 * weight.as_f64().unwrap_or(0.0)))
+        .collect();
+    println!("  training sees, by bytes: {}", weights.join(", "));
+    if manifest["literature"].as_array().is_none_or(Vec::is_empty) {
+        println!("  no literature: --literature FILE.. mixes books in");
+    }
+}
+
+fn validate_mix(folder: &Path, json: bool) -> Result<()> {
+    let checks = logic_mix::export::validate(folder)?;
+    let failed = checks.iter().filter(|c| c.message.is_err()).count();
+    if json {
+        let rows: Vec<Value> = checks
+            .iter()
+            .map(|c| {
+                let message = c.message.as_ref().unwrap_or_else(|fault| fault);
+                json!({ "name": c.name, "passed": c.message.is_ok(), "message": message })
+            })
+            .collect();
+        println!("{}", json!({ "passed": failed == 0, "checks": rows }));
+    } else {
+        for Check { name, message } in &checks {
+            match message {
+                Ok(fine) => println!("  ok     {name:<28} {fine}"),
+                Err(fault) => println!("  FAILED {name:<28} {fault}"),
+            }
+        }
+    }
+    if failed == 0 {
+        return Ok(());
+    }
+    Err(Error::Failed(format!(
+        "{}: {failed} of {} checks failed; write the corpus again with data logic-mix --out",
+        folder.display(),
+        checks.len()
+    )))
+}
+
 fn validate(folder: &Path, json: bool) -> Result<()> {
+    if logic_mix::export::read_manifest(folder)?.is_some() {
+        return validate_mix(folder, json);
+    }
     let report = export::validate_folder(folder)?;
     if json {
         println!("{}", serde_json::to_string(&report).expect("a report is valid JSON"));
@@ -162,14 +269,19 @@ pub(super) fn tokenizer_for(corpus: &TextCorpus, text: &str) -> Result<Tokenizer
 }
 
 fn inspect(path: &str, source: &CorpusSource, tokenizer: &str, ngram: bool, json: bool) -> Result<()> {
-    if Path::new(path).join(export::MANIFEST).exists() {
-        let manifest = export::read_manifest(Path::new(path))?;
-        if json {
-            println!("{manifest}");
-        } else {
-            print_manifest(&manifest);
+    let folder = Path::new(path);
+    if folder.join(export::MANIFEST).exists() {
+        let mix = logic_mix::export::read_manifest(folder)?;
+        // A mix can be trained on, so it can be counted and scored too.
+        if mix.is_none() || !ngram {
+            let manifest = mix.clone().map_or_else(|| export::read_manifest(folder), Ok)?;
+            match (json, &mix) {
+                (true, _) => println!("{manifest}"),
+                (false, Some(_)) => print_mix(&manifest),
+                (false, None) => print_manifest(&manifest),
+            }
+            return Ok(());
         }
-        return Ok(());
     }
     let corpus = source.load()?;
     let tokenizer = tokenizer_for(&corpus, tokenizer)?;

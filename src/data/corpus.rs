@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
+use std::ops::Range;
 
 /// How documents relate to the token stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,17 @@ impl Layout {
     }
 }
 
+/// Documents of one origin in the training split, and what share of training they are to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub name: String,
+    pub documents: Range<usize>,
+    /// UTF-8 bytes of these documents.
+    pub bytes: usize,
+    /// Share of the bytes that training sees; those of all parts add up to one.
+    pub weight: f64,
+}
+
 /// Documents of the three splits. `val` or `test` may be empty; `train` may not.
 #[derive(Clone, Debug)]
 pub struct TextCorpus {
@@ -30,6 +42,8 @@ pub struct TextCorpus {
     pub train: Vec<String>,
     pub val: Vec<String>,
     pub test: Vec<String>,
+    /// Of a mix of origins: what each one weighs. Empty where every document is seen as often as every other.
+    pub parts: Vec<Part>,
 }
 
 impl TextCorpus {
@@ -40,7 +54,7 @@ impl TextCorpus {
         val: Vec<String>,
         test: Vec<String>,
     ) -> Result<TextCorpus> {
-        let corpus = TextCorpus { name, layout, train, val, test };
+        let corpus = TextCorpus { name, layout, train, val, test, parts: vec![] };
         if corpus.train.iter().all(String::is_empty) {
             return Err(Error::Data(format!("{}: the training split is empty; give more text", corpus.name)));
         }
@@ -69,6 +83,11 @@ impl TextCorpus {
                 hash.update((document.len() as u64).to_le_bytes());
                 hash.update(document);
             }
+        }
+        for part in &self.parts {
+            hash.update(&part.name);
+            hash.update((part.documents.end as u64).to_le_bytes());
+            hash.update(part.weight.to_le_bytes());
         }
         super::files::hex(&hash.finalize())
     }

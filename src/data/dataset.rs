@@ -1,6 +1,6 @@
 //! Encoded corpora: tokens of each split, cached on disk under the hash of what they were made from.
 
-use super::corpus::{Layout, TextCorpus};
+use super::corpus::{Layout, Part, TextCorpus};
 use super::files::{sha256_hex, write_atomic};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// The tokens of one split as one sequence. In the layout of rows it is `b row b row .. b` with `b` the boundary token;
 /// running text is one document as it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenSplit {
     /// "train", "val" or "test".
     pub name: String,
@@ -23,13 +23,15 @@ pub struct TokenSplit {
     pub pad: u32,
     /// UTF-8 bytes of the text that the scored tokens stand for (boundaries count as none), for bits per byte.
     pub scored_bytes: usize,
+    /// Of the training split of a mix: which documents weigh what ([`TextCorpus::parts`]).
+    pub parts: Vec<Part>,
 }
 
 impl TokenSplit {
     /// Running text.
     pub fn stream(name: &str, tokens: Vec<u32>) -> Self {
         let bounds = if tokens.is_empty() { vec![] } else { vec![0, tokens.len() - 1] };
-        Self { name: name.into(), layout: Layout::Stream, tokens, bounds, pad: 0, scored_bytes: 0 }
+        Self { name: name.into(), layout: Layout::Stream, tokens, bounds, pad: 0, scored_bytes: 0, parts: vec![] }
     }
 
     /// Documents between boundary tokens.
@@ -44,7 +46,7 @@ impl TokenSplit {
             tokens.push(boundary);
             bounds.push(tokens.len() - 1);
         }
-        Self { name: name.into(), layout: Layout::Rows, tokens, bounds, pad, scored_bytes: 0 }
+        Self { name: name.into(), layout: Layout::Rows, tokens, bounds, pad, scored_bytes: 0, parts: vec![] }
     }
 
     pub fn documents(&self) -> usize {
@@ -183,7 +185,10 @@ impl EncodedCorpus {
         let mut splits = Vec::with_capacity(3);
         let mut origins = Vec::with_capacity(3);
         for (name, documents) in corpus.splits() {
-            let (split, origin) = cached_split(corpus, name, documents, tokenizer, &tokenizer_print, cache)?;
+            let (mut split, origin) = cached_split(corpus, name, documents, tokenizer, &tokenizer_print, cache)?;
+            if name == "train" {
+                split.parts = corpus.parts.clone();
+            }
             splits.push(Arc::new(split));
             origins.push(origin);
         }
@@ -220,8 +225,14 @@ fn cached_split(
     tokenizer_print: &str,
     cache: &Cache,
 ) -> Result<(TokenSplit, Origin)> {
-    let source =
-        TextCorpus { name: String::new(), layout: corpus.layout, train: documents.to_vec(), val: vec![], test: vec![] };
+    let source = TextCorpus {
+        name: String::new(),
+        layout: corpus.layout,
+        train: documents.to_vec(),
+        val: vec![],
+        test: vec![],
+        parts: vec![],
+    };
     let key = sha256_hex(format!("{}\n{tokenizer_print}", source.fingerprint()).as_bytes());
     let pad = tokenizer.pad_id().unwrap_or(0);
     let mut origin = Origin::Encoded;
@@ -231,7 +242,8 @@ fn cached_split(
     {
         match from_file(&key, &bytes) {
             Ok((tokens, bounds, scored_bytes)) => {
-                let split = TokenSplit { name: name.into(), layout: corpus.layout, tokens, bounds, pad, scored_bytes };
+                let layout = corpus.layout;
+                let split = TokenSplit { name: name.into(), layout, tokens, bounds, pad, scored_bytes, parts: vec![] };
                 return Ok((split, Origin::Cached));
             }
             Err(why) => {

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+pub const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The SplitMix64 finaliser: a bijection of `u64` that decorrelates neighbouring inputs.
 pub fn mix(value: u64) -> u64 {
