@@ -102,9 +102,9 @@ fn a_logic_mix_is_written_checked_and_trained_on() {
     assert!(out.contains("arithmetic 36.0 %") && out.contains("literature 40.0 %"), "{out}");
     let checks: Value = serde_json::from_str(&good(dir, &["data", "validate", "mix", "--json"])).unwrap();
     assert_eq!((&checks["passed"], checks["checks"].as_array().unwrap().len()), (&Value::Bool(true), 7));
-    let sets = ["train.steps=3", "tokenizer.kind=byte", "model.vocab_size=0", "train.eval_batches=1"];
+    let sets = ["train.steps=3", "tokenizer.kind=byte", "train.eval_batches=1"];
     let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
-    let run = good(dir, &[&["train", "--device", "cpu", "--data", "mix", "--out", "run"], &sets[..]].concat());
+    let run = good(dir, &train_args("run", &[&["--data", "mix"], &sets[..]].concat()));
     assert!(run.contains("step 3/3"), "{run}");
 
     let file = dir.join("mix/train.syllogism.jsonl");
