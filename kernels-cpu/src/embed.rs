@@ -1,7 +1,9 @@
 //! Row gather (embedding look-up) and its gradient, a deterministic row scatter-add.
 
-use crate::stream::{self, past_caches};
-use crate::threads::{SharedMut, par_blocks, par_rows_mut};
+use crate::register::with_register;
+use crate::stream::{self, past_caches, prefetch};
+use crate::threads::{SharedMut, par_blocks, par_rows_mut, threads};
+use crate::vector::Vector;
 use std::fmt;
 
 /// An index that lies outside the axis it selects from.
@@ -56,17 +58,37 @@ pub fn gather_rows(table: &[f32], v: usize, d: usize, ids: &[i32], out: &mut [f3
     Ok(())
 }
 
-crate::multiversion! {
-    fn add_assign<V>(y: &mut [f32], x: &[f32]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y += x;
+/// `y += x`, while the row at `next` is fetched.
+#[inline(always)]
+fn add_row<R: Vector>(y: &mut [f32], x: &[f32], next: *const f32) {
+    let n = y.len();
+    assert_eq!(x.len(), n, "rows of one length");
+    // SAFETY: within the rows; a hint may go anywhere.
+    unsafe {
+        for i in (0..n).step_by(16) {
+            prefetch(next.wrapping_add(i));
+            let (y, x, rest) = (y.as_mut_ptr().add(i), x.as_ptr().add(i), (n - i).min(16));
+            if rest == 16 {
+                R::load(y).add(R::load(x)).store(y);
+            } else {
+                R::load_partial(y, rest, 0.0).add(R::load_partial(x, rest, 0.0)).store_partial(y, rest);
+            }
         }
+    }
+}
+
+crate::multiversion! {
+    fn add_assign<V>(y: &mut [f32], x: &[f32], next: *const f32) {
+        with_register!(V, add_row(y, x, next))
     }
 }
 
 /// Terms of a row that are summed before their sum joins the row's total: a serial sum of all terms of a frequent id would lose
 /// digits in proportion to their number.
 const STRETCH: usize = 64;
+/// Columns that one task sums where rows are few, and the most at any time.
+const COLUMNS: usize = 128;
+const LONGEST: usize = 2048;
 
 /// `grad[ids[i]] += g[i]` from zero, in the order of `i` for every row (in stretches of 64 terms): `g` is [ids.len(), d], `grad` is
 /// [v, d] and is overwritten.
@@ -92,28 +114,34 @@ pub fn scatter_add_rows(ids: &[i32], g: &[f32], v: usize, d: usize, grad: &mut [
         order[next[id as usize]] = i;
         next[id as usize] += 1;
     }
-    // few rows with many terms each: threads divide the columns as well
-    const COLUMNS: usize = 128;
-    let tiles = d.div_ceil(COLUMNS);
+    // Few rows with many terms each: threads divide the columns as well. Rows are whole otherwise, as memory likes them.
+    let width = if v < 16 * threads() { COLUMNS } else { d.clamp(1, LONGEST) };
+    let tiles = d.div_ceil(width);
     let terms = ids.len().div_ceil(v.max(1));
     let shared = SharedMut::new(grad);
-    par_blocks(v * tiles, 4, (terms + 1) * d.min(COLUMNS), |_, tasks| {
+    par_blocks(v * tiles, 4, (terms + 1) * d.min(width), |_, tasks| {
+        let mut part = [0.0; LONGEST];
         for task in tasks {
-            let (r, column) = (task / tiles, task % tiles * COLUMNS);
-            let width = COLUMNS.min(d - column);
+            let (r, column) = (task / tiles, task % tiles * width);
+            let width = width.min(d - column);
             // SAFETY: each task has its own row and column tile.
             let row = unsafe { shared.slice(r * d + column..r * d + column + width) };
             row.fill(0.0);
-            let mut terms = order[start[r]..start[r + 1]].chunks(STRETCH);
-            for &i in terms.next().unwrap_or(&[]) {
-                add_assign(row, &g[i * d + column..][..width]);
-            }
-            for stretch in terms {
-                let mut part = [0.0; COLUMNS];
-                for &i in stretch {
-                    add_assign(&mut part[..width], &g[i * d + column..][..width]);
+            let part = &mut part[..width];
+            let mut from = start[r];
+            while from < start[r + 1] {
+                let to = start[r + 1].min(from + STRETCH);
+                let first = from == start[r];
+                part.fill(0.0);
+                for k in from..to {
+                    let term = &g[order[k] * d + column..][..width];
+                    let ahead = order.get(k + 2).map_or(term.as_ptr(), |&i| g[i * d + column..].as_ptr());
+                    add_assign(if first { &mut *row } else { &mut *part }, term, ahead);
                 }
-                add_assign(row, &part[..width]);
+                if !first {
+                    add_assign(row, part, part.as_ptr());
+                }
+                from = to;
             }
         }
     });

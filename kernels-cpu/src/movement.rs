@@ -1,5 +1,6 @@
 //! Moving data without arithmetic: strided copies of 4-byte elements, and what is made of them (permute, slice, concat, pad).
 
+use crate::stream::{self, past_caches, prefetch};
 use crate::threads::{par_blocks, worth_threads};
 
 /// Types that are moved as 4-byte words.
@@ -90,8 +91,9 @@ pub fn copy_strided<T: Word>(
     };
     // rows of `across` are cut so that there is work for several threads in one plane
     let outer: usize = axes.iter().map(|a| a.size).product();
-    let band = (TASK / inner.size).next_multiple_of(TRANSPOSE_BLOCK).clamp(1, across.size);
+    let band = (TASK / inner.size).next_multiple_of(STRIP).clamp(1, across.size);
     let bands = across.size.div_ceil(band);
+    let past = past_caches(8 * outer * across.size * inner.size);
     let dst = DstPtr(dst.as_mut_ptr());
     let task = |i: usize| {
         let (mut rest, first) = (i / bands, i % bands * band);
@@ -103,7 +105,10 @@ pub fn copy_strided<T: Word>(
         }
         let across = Axis { size: band.min(across.size - first), ..across };
         // SAFETY: both boxes are in bounds, and destination elements are distinct, by the checks above.
-        unsafe { plane(src.as_ptr().add(s), dst.get().add(d), across, inner) };
+        unsafe { plane(src.as_ptr().add(s), dst.get().add(d), across, inner, past) };
+        if past {
+            stream::fence();
+        }
     };
     let tasks = outer * bands;
     let per_task = band * inner.size;
@@ -118,19 +123,26 @@ pub fn copy_strided<T: Word>(
 ///
 /// # Safety
 /// Every element of the box is valid to read at `src` and to write at `dst`, and nobody else touches the latter.
-unsafe fn plane<T: Word>(src: *const T, dst: *mut T, rows: Axis, columns: Axis) {
+unsafe fn plane<T: Word>(src: *const T, dst: *mut T, rows: Axis, columns: Axis, past: bool) {
     // SAFETY: (whole body) offsets stay within the box.
     unsafe {
         if columns.dst == 1 && columns.src == 1 {
+            // Short rows would be ends of lines for the most part, which are not written past the caches.
+            let past = past && columns.size >= STRIP;
             for i in 0..rows.size {
-                std::ptr::copy_nonoverlapping(src.add(i * rows.src), dst.add(i * rows.dst), columns.size);
+                let (s, d) = (src.add(i * rows.src), dst.add(i * rows.dst));
+                if past {
+                    stream::copy(s.cast(), d.cast(), columns.size);
+                } else {
+                    std::ptr::copy_nonoverlapping(s, d, columns.size);
+                }
             }
         } else if columns.dst == 1 && columns.src == 0 {
             for i in 0..rows.size {
                 std::slice::from_raw_parts_mut(dst.add(i * rows.dst), columns.size).fill(*src.add(i * rows.src));
             }
         } else if rows.src == 1 && columns.dst == 1 {
-            transpose(src, dst, rows, columns);
+            transpose(src, dst, rows, columns, past);
         } else {
             // blocks keep the lines of both sides in cache
             for i0 in (0..rows.size).step_by(TRANSPOSE_BLOCK) {
@@ -147,35 +159,88 @@ unsafe fn plane<T: Word>(src: *const T, dst: *mut T, rows: Axis, columns: Axis) 
     }
 }
 
-/// [`plane`] where the rows' axis is contiguous in the source and the columns' axis in the destination: each block is read and written
-/// along lines, and turned in between.
+/// [`plane`] where the rows' axis is contiguous in the source and the columns' axis in the destination, of blocks that are read and
+/// written along lines and turned in between. With `past`, lines of the destination are stored past the caches.
 ///
 /// # Safety
 /// That of [`plane`].
-unsafe fn transpose<T: Word>(src: *const T, dst: *mut T, rows: Axis, columns: Axis) {
-    const B: usize = 16;
-    // SAFETY: (whole body) offsets stay within the box.
+unsafe fn transpose<T: Word>(src: *const T, dst: *mut T, rows: Axis, columns: Axis, past: bool) {
+    const { assert!(size_of::<T>() == 4) };
+    // Lines of the destination are whole in every row, or in none.
+    let skip = dst.cast::<f32>().align_offset(64);
+    let past = past && rows.dst.is_multiple_of(B) && skip < B;
+    let first = if past { skip.min(columns.size) } else { 0 };
+    let last = first + (columns.size - first) / B * B;
+    let whole = rows.size / B * B;
+    // SAFETY: (whole body) offsets stay within the box, blocks are whole, and lines aligned where they are asked to be.
     unsafe {
-        for i0 in (0..rows.size).step_by(B) {
-            for j0 in (0..columns.size).step_by(B) {
-                let (height, width) = (B.min(rows.size - i0), B.min(columns.size - j0));
-                let (s, d) = (src.add(i0 + j0 * columns.src), dst.add(i0 * rows.dst + j0));
-                if (height, width) == (B, B) {
-                    let mut block = [[*s; B]; B];
-                    for (j, line) in block.iter_mut().enumerate() {
-                        *line = s.add(j * columns.src).cast::<[T; B]>().read_unaligned();
-                    }
-                    for i in 0..B {
-                        let mut line = [*s; B];
-                        for (to, from) in line.iter_mut().zip(&block) {
-                            *to = from[i];
+        if past {
+            turn::<true>(src.cast(), dst.cast(), columns.src, rows.dst, [whole, first, last]);
+        } else {
+            turn::<false>(src.cast(), dst.cast(), columns.src, rows.dst, [whole, first, last]);
+        }
+        let each = |i: usize, j: usize| *dst.add(i * rows.dst + j) = *src.add(i + j * columns.src);
+        for i in 0..rows.size {
+            if i < whole {
+                (0..first).chain(last..columns.size).for_each(|j| each(i, j));
+            } else {
+                (0..columns.size).for_each(|j| each(i, j));
+            }
+        }
+    }
+}
+
+/// Side of the blocks of a transpose: a line.
+const B: usize = 16;
+/// Blocks side by side along the lines of the source: its pages are visited once for each such strip.
+const STRIP: usize = 4 * B;
+
+#[repr(align(64))]
+struct Block([f32; B * B]);
+
+crate::multiversion! {
+    /// `dst[i * to + j] = src[j * from + i]` for i below `rows` and j in `first..last`, whose numbers are multiples of [`B`].
+    ///
+    /// # Safety
+    /// The elements are valid; with `PAST` the destinations of `j == first` are aligned to lines, and a fence follows.
+    unsafe fn turn<V, const PAST: bool>(src: *const f32, dst: *mut f32, from: usize, to: usize, sizes: [usize; 3]) {
+        let [rows, first, last] = sizes;
+        let mut block = Block([0.0; B * B]);
+        for strip in (0..rows).step_by(STRIP) {
+            let end = rows.min(strip + STRIP);
+            for j in (first..last).step_by(B) {
+                for i in (strip..end).step_by(B) {
+                    // SAFETY: blocks are whole; the block after the next is only hinted at.
+                    unsafe {
+                        let s = src.add(i + j * from);
+                        for k in 0..B {
+                            prefetch(s.wrapping_add((2 * B + k) * from));
                         }
-                        d.add(i * rows.dst).cast::<[T; B]>().write_unaligned(line);
-                    }
-                } else {
-                    for i in 0..height {
-                        for j in 0..width {
-                            *d.add(i * rows.dst + j) = *s.add(i + j * columns.src);
+                        #[cfg(target_arch = "x86_64")]
+                        let done = if V::LEVEL == crate::simd::Level::Avx512 {
+                            let lines = std::array::from_fn(|k| s.wrapping_add(k * from));
+                            crate::tile::transpose(lines, block.0.as_mut_ptr(), B);
+                            true
+                        } else {
+                            false
+                        };
+                        #[cfg(not(target_arch = "x86_64"))]
+                        let done = false;
+                        if !done {
+                            for k in 0..B {
+                                let line = s.add(k * from).cast::<[f32; B]>().read_unaligned();
+                                for (r, x) in line.into_iter().enumerate() {
+                                    block.0[r * B + k] = x;
+                                }
+                            }
+                        }
+                        for r in 0..B {
+                            let (line, d) = (block.0.as_ptr().add(r * B), dst.add((i + r) * to + j));
+                            if PAST {
+                                stream::line::<V>(line, d);
+                            } else {
+                                std::ptr::copy_nonoverlapping(line, d, B);
+                            }
                         }
                     }
                 }
@@ -287,11 +352,13 @@ mod tests {
 
     #[test]
     fn permute_moves_every_element_to_its_place() {
-        let cases: [(&[usize], &[usize]); 12] = [
+        let cases: [(&[usize], &[usize]); 14] = [
             (&[], &[]),
             (&[5], &[0]),
             (&[7, 11], &[1, 0]),
             (&[257, 300], &[1, 0]),
+            (&[160, 112], &[1, 0]),
+            (&[3, 176, 70], &[0, 2, 1]),
             (&[2, 3, 5], &[2, 0, 1]),
             (&[3, 33, 4, 65], &[0, 2, 1, 3]),
             (&[2, 5, 3, 64], &[0, 2, 3, 1]),
@@ -303,16 +370,18 @@ mod tests {
         ];
         for (shape, perm) in cases {
             let src = numbers(size(shape));
-            let mut dst = vec![-1; src.len()];
-            permute(&src, shape, perm, &mut dst);
             let out: Vec<usize> = perm.iter().map(|&p| shape[p]).collect();
-            for (i, &got) in dst.iter().enumerate() {
-                let at = index(i, &out);
-                let mut from = vec![0; shape.len()];
-                for (a, &p) in perm.iter().enumerate() {
-                    from[p] = at[a];
+            for (held, offset) in [(usize::MAX, 0), (0, 0), (0, 5)] {
+                let mut dst = vec![-1; src.len() + offset];
+                stream::with_cache(held, || permute(&src, shape, perm, &mut dst[offset..]));
+                for (i, &got) in dst[offset..].iter().enumerate() {
+                    let at = index(i, &out);
+                    let mut from = vec![0; shape.len()];
+                    for (a, &p) in perm.iter().enumerate() {
+                        from[p] = at[a];
+                    }
+                    assert_eq!(got, src[flat(&from, shape)], "{shape:?} {perm:?} {held} {offset}");
                 }
-                assert_eq!(got, src[flat(&from, shape)], "{shape:?} {perm:?}");
             }
         }
     }

@@ -1,8 +1,8 @@
 use crate::norm::*;
 use crate::threads::with_threads;
 
-const SHAPES: [(usize, usize); 9] =
-    [(1, 1), (3, 2), (7, 17), (257, 64), (33, 257), (2, 1025), (600, 31), (0, 8), (300, 384)];
+const SHAPES: [(usize, usize); 10] =
+    [(1, 1), (3, 2), (7, 17), (257, 64), (33, 257), (2, 1025), (600, 31), (0, 8), (300, 384), (135, 1030)];
 const U: f64 = 1.0 / (1 << 24) as f64;
 
 fn data(n: usize, seed: usize) -> Vec<f32> {

@@ -1,8 +1,11 @@
 //! Reductions of one axis. Sums run in `f32` over short fixed blocks and in `f64` across blocks, in an order that depends only on the
 //! shape: the error does not grow with the length, and the bits do not depend on the number of threads.
 
-use crate::simd::{Isa, LANES, Lanes};
+use crate::register::with_register;
+use crate::simd::Isa;
+use crate::stream::prefetch;
 use crate::threads::{SharedMut, par_blocks, par_rows_mut, worth_threads};
+use crate::vector::Vector;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -39,10 +42,10 @@ fn identity<const KIND: usize>() -> f32 {
 }
 
 #[inline(always)]
-fn step<V: Isa, const KIND: usize>(acc: Lanes, x: Lanes) -> Lanes {
+fn step<R: Vector, const KIND: usize>(acc: R, x: R) -> R {
     match KIND {
         SUM => acc.add(x),
-        _ => x.fma::<V>(x, acc),
+        _ => acc.accumulate(x, x),
     }
 }
 
@@ -77,18 +80,30 @@ fn block<V: Isa, const KIND: usize>(x: &[f32]) -> f32 {
     if KIND == MIN {
         return from_order_key(x.iter().fold(order_key(f32::INFINITY), |m, &x| m.min(order_key(x))));
     }
-    let mut acc = [Lanes::splat(0.0); 4];
-    let mut quads = x.chunks_exact(4 * LANES);
-    for x in &mut quads {
-        for (j, acc) in acc.iter_mut().enumerate() {
-            *acc = step::<V, KIND>(*acc, Lanes::load(&x[j * LANES..]));
+    with_register!(V, block_sum::<KIND>(x))
+}
+
+#[inline(always)]
+fn block_sum<R: Vector, const KIND: usize>(x: &[f32]) -> f32 {
+    let (n, p) = (x.len(), x.as_ptr());
+    let mut acc = [R::splat(0.0); 4];
+    let mut i = 0;
+    // SAFETY: (whole body) loads stay within the slice.
+    unsafe {
+        while i + 64 <= n {
+            for (j, acc) in acc.iter_mut().enumerate() {
+                *acc = step::<R, KIND>(*acc, R::load(p.add(i + 16 * j)));
+            }
+            i += 64;
+        }
+        while i + 16 <= n {
+            acc[0] = step::<R, KIND>(acc[0], R::load(p.add(i)));
+            i += 16;
+        }
+        if i < n {
+            acc[1] = step::<R, KIND>(acc[1], R::load_partial(p.add(i), n - i, 0.0));
         }
     }
-    let mut singles = quads.remainder().chunks_exact(LANES);
-    for x in &mut singles {
-        acc[0] = step::<V, KIND>(acc[0], Lanes::load(x));
-    }
-    acc[1] = step::<V, KIND>(acc[1], Lanes::load_partial(singles.remainder(), 0.0));
     acc[0].add(acc[1]).add(acc[2].add(acc[3])).sum()
 }
 
@@ -107,6 +122,58 @@ pub(crate) fn sum<V: Isa>(x: &[f32]) -> f64 {
     row::<V, SUM>(x)
 }
 
+/// How many floats ahead the rows of a column reduction are fetched, at least.
+const AHEAD: usize = 1024;
+
+/// Results of the columns of a tile.
+#[repr(align(64))]
+struct Tile([f32; COLUMN_TILE]);
+
+/// Reduces `N` rows (1 or 4) of `width` columns, `stride` apart, into `group`, which is padded to whole vectors: a store of part of a
+/// vector would hold up the load of it that follows.
+#[inline(always)]
+fn column_step<V: Isa, const KIND: usize, const N: usize>(x: &[f32], stride: usize, width: usize, group: &mut [f32]) {
+    with_register!(V, column_step_on::<KIND, N>(x, stride, width, group))
+}
+
+#[inline(always)]
+fn column_step_on<R: Vector, const KIND: usize, const N: usize>(
+    x: &[f32],
+    stride: usize,
+    width: usize,
+    group: &mut [f32],
+) {
+    assert!((N - 1) * stride + width <= x.len(), "{N} rows");
+    assert!(width <= group.len() && group.len().is_multiple_of(16), "results are padded");
+    let ahead = (N * stride).max(AHEAD);
+    for i in (0..width).step_by(16) {
+        let n = (width - i).min(16);
+        // SAFETY: `n` floats of rows and whole vectors of results, which were checked; a hint may go anywhere.
+        unsafe {
+            let load = |p: *const f32| if n == 16 { R::load(p) } else { R::load_partial(p, n, 0.0) };
+            let rows: [R; N] = std::array::from_fn(|k| {
+                let p = x.as_ptr().wrapping_add(k * stride + i);
+                prefetch(p.wrapping_add(ahead));
+                load(p)
+            });
+            let square = |k: usize| rows[k].mul(rows[k]);
+            let to = group.as_mut_ptr().add(i);
+            let g = R::load(to);
+            let g = match (KIND, N) {
+                (SUM, 4) => g.add(rows[0].add(rows[1]).add(rows[2].add(rows[3]))),
+                (SUM, _) => g.add(rows[0]),
+                (MAX, 4) => rows[0].max(rows[1]).max(rows[2].max(rows[3])).max(g),
+                (MAX, _) => rows[0].max(g),
+                (MIN, 4) => rows[0].min(rows[1]).min(rows[2].min(rows[3])).min(g),
+                (MIN, _) => rows[0].min(g),
+                (_, 4) => g.add(square(1).accumulate(rows[0], rows[0]).add(square(3).accumulate(rows[2], rows[2]))),
+                _ => g.accumulate(rows[0], rows[0]),
+            };
+            g.store(to);
+        }
+    }
+}
+
 crate::multiversion! {
     fn rows<V, const KIND: usize>(x: &[f32], len: usize, scale: f64, out: &mut [f32]) {
         for (x, out) in x.chunks_exact(len).zip(out) {
@@ -121,50 +188,24 @@ crate::multiversion! {
     /// Reduces `rows` rows of `acc.len()` columns, `stride` apart, into `acc`.
     fn columns<V, const KIND: usize>(x: &[f32], stride: usize, rows: usize, acc: &mut [f64]) {
         let width = acc.len();
-        let mut group = [0.0f32; COLUMN_TILE];
-        let group = &mut group[..width];
-        let at = |r: usize| &x[r * stride..r * stride + width];
+        let mut group = Tile([0.0; COLUMN_TILE]);
+        let group = &mut group.0[..width.next_multiple_of(16)];
         for start in (0..rows).step_by(ROW_GROUP) {
             group.fill(identity::<KIND>());
             let end = (start + ROW_GROUP).min(rows);
             let mut r = start;
             while r + 4 <= end {
-                let (a, b, c, d) = (at(r), at(r + 1), at(r + 2), at(r + 3));
-                for ((((g, &a), &b), &c), &d) in group.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                    *g = match KIND {
-                        SUM => *g + ((a + b) + (c + d)),
-                        MAX => fmax(fmax(fmax(a, b), fmax(c, d)), *g),
-                        MIN => fmin(fmin(fmin(a, b), fmin(c, d)), *g),
-                        _ => *g + (V::fma(a, a, b * b) + V::fma(c, c, d * d)),
-                    };
-                }
+                column_step::<V, KIND, 4>(&x[r * stride..], stride, width, group);
                 r += 4;
             }
             for r in r..end {
-                for (g, &a) in group.iter_mut().zip(at(r)) {
-                    *g = match KIND {
-                        SUM => *g + a,
-                        MAX => fmax(a, *g),
-                        MIN => fmin(a, *g),
-                        _ => V::fma(a, a, *g),
-                    };
-                }
+                column_step::<V, KIND, 1>(&x[r * stride..], stride, width, group);
             }
             for (acc, &g) in acc.iter_mut().zip(&*group) {
                 *acc = combine::<KIND>(*acc, g as f64);
             }
         }
     }
-}
-
-#[inline(always)]
-fn fmax(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
-
-#[inline(always)]
-fn fmin(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
 }
 
 /// Reduces the middle axis of `x`, shaped [outer, len, inner], to `out`, shaped [outer, inner]. With `len == 0` a sum is 0, a mean NaN, a maximum -infinity and
@@ -223,11 +264,11 @@ fn reduce_columns<const KIND: usize>(x: &[f32], outer: usize, len: usize, inner:
         columns::<KIND>(&x[(o * len + row) * inner + column..], inner, ROW_CHUNK.min(len - row), acc);
     });
     for (partial, out) in partial.chunks_exact(chunks * inner).zip(out.chunks_exact_mut(inner)) {
-        for (column, out) in out.iter_mut().enumerate() {
-            let total =
-                (0..chunks).map(|c| partial[c * inner + column]).fold(identity::<KIND>() as f64, combine::<KIND>);
-            *out = (total * scale) as f32;
+        let mut total = vec![identity::<KIND>() as f64; inner];
+        for part in partial.chunks_exact(inner) {
+            total.iter_mut().zip(part).for_each(|(total, &part)| *total = combine::<KIND>(*total, part));
         }
+        out.iter_mut().zip(total).for_each(|(out, total)| *out = (total * scale) as f32);
     }
 }
 

@@ -243,6 +243,15 @@ pub(crate) use arch::*;
 
 /// Calls `f::<R>(args)` with the sixteen-float register of instruction set `$v`, inside a kernel body.
 macro_rules! with_register {
+    ($v:ty, $f:ident::<$($n:ident),+>($($arg:expr),* $(,)?)) => {
+        match <$v as $crate::simd::Isa>::LEVEL {
+            #[cfg(target_arch = "x86_64")]
+            $crate::simd::Level::Avx512 => $f::<$crate::register::__m512, $($n),+>($($arg),*),
+            #[cfg(target_arch = "x86_64")]
+            $crate::simd::Level::Avx2 => $f::<$crate::register::Two<$crate::register::__m256>, $($n),+>($($arg),*),
+            _ => $f::<$crate::register::Two<$crate::register::Two<$crate::register::Base>>, $($n),+>($($arg),*),
+        }
+    };
     ($v:ty, $f:ident($($arg:expr),* $(,)?)) => {
         match <$v as $crate::simd::Isa>::LEVEL {
             #[cfg(target_arch = "x86_64")]

@@ -86,7 +86,7 @@ pub(crate) fn fence() {
 /// # Safety
 /// `from` is valid for a line's reads, `to` for its writes and aligned to it; the instruction set of `V` is there.
 #[inline(always)]
-unsafe fn line<V: Isa>(from: *const f32, to: *mut f32) {
+pub(crate) unsafe fn line<V: Isa>(from: *const f32, to: *mut f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the contract.
     unsafe {

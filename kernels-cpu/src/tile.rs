@@ -205,7 +205,7 @@ pub fn pack_transposed<V: Isa>(x: &[f32], stride: usize, rows: usize, cols: usiz
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 #[allow(unused_unsafe)]
-unsafe fn transpose(rows: [*const f32; COLS], to: *mut f32, stride: usize) {
+pub(crate) unsafe fn transpose(rows: [*const f32; COLS], to: *mut f32, stride: usize) {
     use std::arch::x86_64::*;
     // SAFETY: (whole body) the contract.
     unsafe {
