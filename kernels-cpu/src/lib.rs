@@ -25,6 +25,7 @@ pub mod loss;
 pub mod math;
 pub mod movement;
 pub mod norm;
+mod norm_params;
 #[cfg(test)]
 mod norm_tests;
 pub mod optim;
