@@ -6,8 +6,39 @@ fn m_exp_{{ S }}(x: {{ T }}) -> {{ T }} {
     return exp(clamp(x, {{ T }}(-87.0), {{ T }}(88.7)));
 }
 
-// ln(1 + u) for 0 <= u <= 1 by the atanh series: |error| < 2 ulp.
-fn m_log1p_{{ S }}(u: {{ T }}) -> {{ T }} {
+// The reduction e^x = 2^n e^r, |r| <= ln 2 / 2: n, the polynomial of Cephes for e^r - 1, and 2^n. Not the built-in, which may
+// be wrong by 3 + 2|x| ulp.
+fn m_exp_whole_{{ S }}(x: {{ T }}) -> {{ T }} {
+    return floor(x * 1.4426950408889634 + 0.5);
+}
+
+fn m_exp_rest_{{ S }}(x: {{ T }}, n: {{ T }}) -> {{ T }} {
+    // ln 2 in two parts: the first is exact when multiplied by an exponent.
+    let r = (x - n * 0.693359375) + n * 2.12194440e-4;
+    return r + r * r * (0.5 + r * (0.16666666 + r * (4.1665796e-2 + r * (8.333452e-3 + r * (1.3981999e-3 + r * 1.9875691e-4)))));
+}
+
+fn m_exp2i_{{ S }}(n: {{ T }}) -> {{ T }} {
+    return bitcast<{{ T }}>(({{ I }}(n) + {{ I }}(127)) << {{ U }}(23u));
+}
+
+// e^x within 2 ulp; clamped to the range where the result is a normal number.
+fn m_exp_own_{{ S }}(x: {{ T }}) -> {{ T }} {
+    let c = clamp(x, {{ T }}(-87.0), {{ T }}(88.0));
+    let n = m_exp_whole_{{ S }}(c);
+    return (1.0 + m_exp_rest_{{ S }}(c, n)) * m_exp2i_{{ S }}(n);
+}
+
+// e^x - 1 within 4 ulp; clamped as above.
+fn m_expm1_{{ S }}(x: {{ T }}) -> {{ T }} {
+    let c = clamp(x, {{ T }}(-87.0), {{ T }}(88.0));
+    let n = m_exp_whole_{{ S }}(c);
+    let s = m_exp2i_{{ S }}(n);
+    return m_exp_rest_{{ S }}(c, n) * s + (s - 1.0);
+}
+
+// ln(1 + u) for -1/2 <= u <= 1 by the atanh series: |error| < 2 ulp.
+fn m_log1p_near_{{ S }}(u: {{ T }}) -> {{ T }} {
     let s = u / (2.0 + u);
     let q = s * s;
     return 2.0 * s * (1.0 + q * (1.0 / 3.0 + q * (0.2 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * (1.0 / 11.0 + q * (1.0 / 13.0 + q * (1.0 / 15.0))))))));
@@ -25,13 +56,19 @@ fn m_log_{{ S }}(x: {{ T }}) -> {{ T }} {
     return k * 0.693359375 + (series + k * -2.12194440e-4);
 }
 
+// ln(1 + u), u > -1.
+fn m_log1p_{{ S }}(u: {{ T }}) -> {{ T }} {
+    let near = abs(u - 0.25) <= {{ T }}(0.75);
+    return select(m_log_{{ S }}(1.0 + u), m_log1p_near_{{ S }}(select({{ T }}(0.0), u, near)), near);
+}
+
 fn m_sigmoid_{{ S }}(x: {{ T }}) -> {{ T }} {
     let e = m_exp_{{ S }}(-abs(x));
     return select(e, {{ T }}(1.0), x >= {{ T }}(0.0)) / (1.0 + e);
 }
 
 fn m_softplus_{{ S }}(x: {{ T }}) -> {{ T }} {
-    return max(x, {{ T }}(0.0)) + m_log1p_{{ S }}(m_exp_{{ S }}(-abs(x)));
+    return max(x, {{ T }}(0.0)) + m_log1p_near_{{ S }}(m_exp_own_{{ S }}(-abs(x)));
 }
 
 // Odd series near zero (the exponential form cancels there), 1 - 2 / (e^2x + 1) elsewhere.

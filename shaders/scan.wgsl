@@ -3,8 +3,11 @@
 //   ends:  each chunk from a zero state: its end and the product of its gates
 //   carry: the state at the start of every chunk, one thread a (row, channel)
 //   apply: each chunk from its start
+// With `log`, g is the logarithm a of the gate: h_t = h_{t-1} + (expm1(a_t) h_{t-1} + u_t), and dg is the gradient of a.
 // With one chunk only `apply` runs: the recurrent form. Where a row's time is cut between dispatches (`kept`), `kept` hands
 // the state on.
+{% if log %}{% include "math.wgsl" %}{% endif %}
+
 struct Params {
     rows: u32,
     time: u32,
@@ -16,14 +19,26 @@ struct Params {
     past_first: u32,
     // Of the piece's first row in h0 and dh0.
     state_first: u32,
-    // Whether this piece begins at time 0, and whether a piece came before it in the direction of the walk.
+    // Whether this piece begins at time 0.
     from_zero: u32,
+    // And whether it ends with the last step.
+    to_end: u32,
+    // Whether a piece came before it in the direction of the walk.
     resumed: u32,
 }
 {% for b in bindings %}
 @group(0) @binding({{ loop.index0 }}) var<storage, {{ b.access }}> {{ b.name }}: array<f32>;
 {% endfor %}
 @group(0) @binding({{ bindings | length }}) var<uniform> p: Params;
+
+// The gate times s, plus u.
+fn step(gate: f32, s: f32, u: f32) -> f32 {
+    {% if log %}
+    return s + (m_expm1_1(gate) * s + u);
+    {% else %}
+    return gate * s + u;
+    {% endif %}
+}
 
 {% macro enter() %}
     var state = 0.0;
@@ -38,7 +53,9 @@ struct Params {
     {% if kept %}
     kept[line] = state;
     {% endif %}
-    {% if initial and reverse %}
+    {% if not reverse %}
+    if (p.to_end == 1u) { last[p.state_first + line] = state; }
+    {% elif initial %}
     if (p.from_zero == 1u) { dh0[p.state_first + line] = state; }
     {% endif %}
 {% endmacro %}
@@ -55,7 +72,7 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
         let n = {% if reverse %}p.chunks - 1u - k{% else %}k{% endif %};
         let at = n * width + line;
         starts[at] = state;
-        state = ends[at] + products[at] * state;
+        state = step(products[at], state, ends[at]);
     }
     {{ leave() }}
 {% else %}
@@ -67,7 +84,7 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
     let end = min(begin + p.chunk, p.time);
     {% if phase == "ends" %}
     var state = 0.0;
-    var product = 1.0;
+    var product = {{ 0.0 if log else 1.0 }};
     {% elif chunked %}
     var state = starts[i];
     {% else %}
@@ -80,7 +97,7 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
         let gate = g[at];
         let s = dh[at] + state;
         {% if phase == "ends" %}
-        product *= gate;
+        product {{ "+=" if log else "*=" }} gate;
         {% else %}
         var before = 0.0;
         if (t > 0u || p.from_zero == 0u) {
@@ -90,16 +107,18 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) 
         }{% endif %}
 
         du[at] = s;
-        dg[at] = s * before;
         {% endif %}
-        state = gate * s;
+        state = step(gate, s, 0.0);
+        {% if phase == "apply" %}
+        dg[at] = {{ "state" if log else "s" }} * before;
+        {% endif %}
     }
     {% else %}
     for (var t = begin; t < end; t += 1u) {
         let at = p.first + base + t * p.channels;
         let gate = g[at];
-        state = gate * state + u[at];
-        {% if phase == "ends" %}product *= gate;{% else %}h[at] = state;{% endif %}
+        state = step(gate, state, u[at]);
+        {% if phase == "ends" %}product {{ "+=" if log else "*=" }} gate;{% else %}h[at] = state;{% endif %}
 
     }
     {% endif %}

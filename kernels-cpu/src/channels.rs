@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::register::Register;
 use crate::threads::{SharedMut, par_blocks};
+use crate::vector::{self, Vector};
 
 /// Channels of a block: two sixteen-float registers.
 pub(crate) const BLOCK: usize = 32;
@@ -75,6 +76,12 @@ pub(crate) fn mul<R: Register>(a: Block<R>, b: Block<R>) -> Block<R> {
 #[inline(always)]
 pub(crate) fn fma<R: Register>(a: Block<R>, b: Block<R>, c: Block<R>) -> Block<R> {
     Block([c.0[0].accumulate(a.0[0], b.0[0]), c.0[1].accumulate(a.0[1], b.0[1])])
+}
+
+/// `e^x - 1` for x up to 88.
+#[inline(always)]
+pub(crate) fn expm1<R: Vector>(x: Block<R>) -> Block<R> {
+    Block([vector::expm1(x.0[0]), vector::expm1(x.0[1])])
 }
 
 /// `x[first..]`, empty where a tensor without any time steps has no such offset.

@@ -8,6 +8,8 @@
 //! |--------------|----------------------|----------------------------------------------|
 //! | `exp`        | all                  | 1.5 ULP; 0 below -103.98, infinity above 88.73 |
 //! | `log`        | all, subnormals too  | 1.5 ULP                                      |
+//! | `expm1`      | all                  | 2 ULP; -1 below -17.3, infinity above 88.73  |
+//! | `log1p`      | all                  | 3 ULP                                        |
 //! | `tanh`       | all                  | 3 ULP                                        |
 //! | `sigmoid`    | all                  | 3 ULP                                        |
 //! | `softplus`   | all                  | 3 ULP                                        |
@@ -26,9 +28,10 @@ use crate::simd::Isa;
 /// Adding and subtracting 1.5 * 2^23 rounds a float of magnitude below 2^22 to the nearest integer.
 const ROUND: f32 = 12_582_912.0;
 
-/// exp(x + lo) for a small correction `lo`: the reduced argument takes it in before it is lost to rounding.
+/// e^(x + lo) as (p, f, g) with e^(x + lo) = (1 + p) f g, |p| < 0.42, f and g powers of two: the reduced argument takes in the small
+/// correction `lo` before it is lost to rounding.
 #[inline(always)]
-fn exp_with_correction<V: Isa>(x: f32, lo: f32) -> f32 {
+fn exp_reduced<V: Isa>(x: f32, lo: f32) -> (f32, f32, f32) {
     // the clamps keep NaN; beyond them the result is 0 or infinity anyway
     let x = if x > 89.0 { 89.0 } else { x };
     let x = if x < -105.0 { -105.0 } else { x };
@@ -43,11 +46,18 @@ fn exp_with_correction<V: Isa>(x: f32, lo: f32) -> f32 {
     p = V::fma(p, r, 4.166_579_6e-2);
     p = V::fma(p, r, 0.166_666_66);
     p = V::fma(p, r, 0.5);
-    p = V::fma(p * r, r, r) + 1.0;
+    p = V::fma(p * r, r, r);
     // two factors, because 2^n alone may leave the range where the result does not
     let n = (t.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
-    p * exp2i(half) * exp2i(n.wrapping_sub(half))
+    (p, exp2i(half), exp2i(n.wrapping_sub(half)))
+}
+
+/// e^(x + lo) for a small correction `lo`.
+#[inline(always)]
+fn exp_with_correction<V: Isa>(x: f32, lo: f32) -> f32 {
+    let (p, f, g) = exp_reduced::<V>(x, lo);
+    (p + 1.0) * f * g
 }
 
 /// 2^n for -126 <= n <= 127.
@@ -60,6 +70,24 @@ fn exp2i(n: i32) -> f32 {
 #[inline(always)]
 pub fn exp<V: Isa>(x: f32) -> f32 {
     exp_with_correction::<V>(x, 0.0)
+}
+
+/// e^x - 1, relative to itself also near 0.
+#[inline(always)]
+pub fn expm1<V: Isa>(x: f32) -> f32 {
+    let (p, f, g) = exp_reduced::<V>(x, 0.0);
+    // 2^n p + (2^n - 1) rounds the sum once; from 2^25 on the 1 is lost in any case, and 2^n alone may leave the range
+    let near = V::fma(p * f, g, f * g - 1.0);
+    if x > 18.0 { (p + 1.0) * f * g } else { near }
+}
+
+/// ln(1 + x), relative to itself also near 0: -infinity at -1, NaN below.
+#[inline(always)]
+pub fn log1p<V: Isa>(x: f32) -> f32 {
+    let w = 1.0 + x;
+    // what was lost in rounding 1 + x, over w
+    let lost = (x - (w - 1.0)) / w;
+    log::<V>(w) + if w > 0.0 && w < f32::INFINITY { lost } else { 0.0 }
 }
 
 /// The natural logarithm: -infinity at 0, NaN below.
@@ -293,7 +321,7 @@ mod tests {
             }
         )* };
     }
-    slices!(exp, log, tanh, sigmoid, softplus, erf, normal_cdf, normal_pdf, sin, cos);
+    slices!(exp, expm1, log, log1p, tanh, sigmoid, softplus, erf, normal_cdf, normal_pdf, sin, cos);
     slices!(silu, silu_grad, gelu_tanh, gelu_tanh_grad, gelu_erf, gelu_erf_grad);
 
     /// About `n` floats that cover every binade of both signs, and `n` evenly spaced over [-span, span].
@@ -366,6 +394,16 @@ mod tests {
         assert_eq!(y, [0.0, 0.0, f32::INFINITY]);
         log::run(&[0.0, f32::INFINITY, 1.0], &mut y);
         assert_eq!(y, [f32::NEG_INFINITY, f32::INFINITY, 0.0]);
+    }
+
+    #[test]
+    fn expm1_and_log1p_are_accurate_to_the_documented_ulp_everywhere() {
+        check("expm1", max_ulp(&sweep(N, 110.0), expm1::run, f64::exp_m1, 0.0), 2.0);
+        check("expm1 near 0", max_ulp(&sweep(N, 0.5), expm1::run, f64::exp_m1, 0.0), 2.0);
+        check("log1p", max_ulp(&sweep(N, 4.0), log1p::run, f64::ln_1p, 0.0), 3.0);
+        let mut y = [0.0; 4];
+        expm1::run(&[-104.5, f32::NEG_INFINITY, f32::INFINITY, -0.0], &mut y);
+        assert_eq!(y, [-1.0, -1.0, f32::INFINITY, 0.0]);
     }
 
     #[test]

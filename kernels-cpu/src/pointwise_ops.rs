@@ -23,7 +23,9 @@ fn unary<V: Isa, const OP: u8>(x: f32) -> f32 {
         Abs => x.abs(),
         Sign => ((x > 0.0) as u32 as f32) - ((x < 0.0) as u32 as f32),
         Exp => math::exp::<V>(x),
+        Expm1 => math::expm1::<V>(x),
         Log => math::log::<V>(x),
+        Log1p => math::log1p::<V>(x),
         Sqrt => x.sqrt(),
         Rsqrt => 1.0 / x.sqrt(),
         Recip => 1.0 / x,
@@ -249,7 +251,7 @@ pub(crate) unsafe fn run_unary(op: Unary, n: usize, a: *const f32, y: *mut f32) 
             }
         };
     }
-    dispatch!(Neg Abs Sign Exp Log Sqrt Rsqrt Recip Tanh Sigmoid Softplus Silu SiluGrad GeluTanh GeluTanhGrad Relu Step Trunc)
+    dispatch!(Neg Abs Sign Exp Expm1 Log Log1p Sqrt Rsqrt Recip Tanh Sigmoid Softplus Silu SiluGrad GeluTanh GeluTanhGrad Relu Step Trunc)
 }
 
 /// `y = op(a, b)`
@@ -272,7 +274,7 @@ pub(crate) fn unary_cost(op: Unary) -> usize {
     match op {
         Neg | Abs | Sign | Relu | Step | Trunc => 1,
         Sqrt | Rsqrt | Recip => 3,
-        Exp | Log | Sin | Cos | Tanh | Sigmoid | Silu | SiluGrad | GeluTanh | GeluTanhGrad => 8,
-        Softplus | GeluErf | GeluErfGrad => 14,
+        Exp | Expm1 | Log | Sin | Cos | Tanh | Sigmoid | Silu | SiluGrad | GeluTanh | GeluTanhGrad => 8,
+        Log1p | Softplus | GeluErf | GeluErfGrad => 14,
     }
 }

@@ -4,12 +4,14 @@ use crate::pointwise::{In, Out, broadcast_strides, run};
 use crate::program::{Binary, Instr, Program, Unary};
 use crate::threads::with_threads;
 
-const UNARY: [Unary; 22] = [
+const UNARY: [Unary; 24] = [
     Unary::Neg,
     Unary::Abs,
     Unary::Sign,
     Unary::Exp,
+    Unary::Expm1,
     Unary::Log,
+    Unary::Log1p,
     Unary::Sqrt,
     Unary::Rsqrt,
     Unary::Recip,

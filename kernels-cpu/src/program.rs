@@ -21,8 +21,12 @@ pub enum Unary {
     /// -1, 0 or 1
     Sign,
     Exp,
+    /// e^x - 1, relative to itself also near 0
+    Expm1,
     /// natural logarithm
     Log,
+    /// ln(1 + x), relative to itself also near 0
+    Log1p,
     Sqrt,
     Rsqrt,
     Recip,
@@ -87,7 +91,9 @@ impl Unary {
                 }
             }
             Unary::Exp => x.exp(),
+            Unary::Expm1 => x.exp_m1(),
             Unary::Log => x.ln(),
+            Unary::Log1p => x.ln_1p(),
             Unary::Sqrt => x.sqrt(),
             Unary::Rsqrt => 1.0 / x.sqrt(),
             Unary::Recip => 1.0 / x,

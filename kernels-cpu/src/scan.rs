@@ -3,12 +3,70 @@
 //! zero beside the product of its gates, the carries are combined, then each is scanned again from its true start; Blelloch
 //! 1990). The gradient is a gated scan in reversed time: `s_t = dy_t + g_{t+1} s_{t+1}`, `du = s`, `dg_t = s_t h_{t-1}`,
 //! `dh0 = g_0 s_0`.
+//!
+//! A gate may be given as its logarithm `a` (see [`Gate`]): gates near one then keep the digits that `g = e^a` loses in rounding.
 
 use std::ops::Range;
 
-use crate::channels::{BLOCK, Block, Column, add, fma, load, mul, splat, store, tail};
+use crate::channels::{BLOCK, Block, Column, add, expm1, fma, load, mul, splat, store, tail, zero};
 use crate::register::{Register, with_register};
+use crate::simd::{Baseline, Isa};
 use crate::threads::{SharedMut, par_blocks};
+use crate::vector::Vector;
+
+/// How the operand `g` gives the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// The gate itself: `h = g h + u`.
+    Factor,
+    /// Its logarithm `a`, at most 88: `h = h + (expm1(a) h + u)`. Gradients are those of `a`.
+    Log,
+}
+
+impl Gate {
+    /// `g s + u`
+    #[inline(always)]
+    fn step<R: Vector>(self, g: Block<R>, s: Block<R>, u: Block<R>) -> Block<R> {
+        match self {
+            Gate::Factor => fma(g, s, u),
+            Gate::Log => add(s, fma(expm1(g), s, u)),
+        }
+    }
+    /// The gate of two stretches of time, one after the other, from those of each.
+    #[inline(always)]
+    fn both<R: Register>(self, first: Block<R>, second: Block<R>) -> Block<R> {
+        match self {
+            Gate::Factor => mul(first, second),
+            Gate::Log => add(first, second),
+        }
+    }
+    /// The gate that keeps the state as it is.
+    fn one(self) -> f32 {
+        match self {
+            Gate::Factor => 1.0,
+            Gate::Log => 0.0,
+        }
+    }
+    /// `g s + u`
+    #[inline(always)]
+    fn step_scalar<V: Isa>(self, g: f32, s: f32, u: f32) -> f32 {
+        match self {
+            Gate::Factor => V::fma(g, s, u),
+            Gate::Log => s + V::fma(crate::math::expm1::<V>(g), s, u),
+        }
+    }
+    /// (gradient of the operand for `s` at the state after, gradient of the state before)
+    #[inline(always)]
+    fn back_scalar<V: Isa>(self, g: f32, before: f32, s: f32) -> (f32, f32) {
+        match self {
+            Gate::Factor => (s * before, g * s),
+            Gate::Log => {
+                let carry = V::fma(crate::math::expm1::<V>(g), s, s);
+                (carry * before, carry)
+            }
+        }
+    }
+}
 
 /// Sizes of a scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +102,7 @@ impl ScanShape {
 }
 
 /// The definition, in scalar loops. `h0 [batch, channels]` is 0 where None.
-pub fn gated_scan_naive(shape: ScanShape, g: &[f32], u: &[f32], h0: Option<&[f32]>, h: &mut [f32]) {
+pub fn gated_scan_naive(shape: ScanShape, gate: Gate, g: &[f32], u: &[f32], h0: Option<&[f32]>, h: &mut [f32]) {
     shape.check(&[g, u, h], h0);
     let ScanShape { batch, time, channels } = shape;
     for b in 0..batch {
@@ -52,7 +110,7 @@ pub fn gated_scan_naive(shape: ScanShape, g: &[f32], u: &[f32], h0: Option<&[f32
             let mut state = h0.map_or(0.0, |h0| h0[b * channels + c]);
             for t in 0..time {
                 let at = (b * time + t) * channels + c;
-                state = g[at] * state + u[at];
+                state = gate.step_scalar::<Baseline>(g[at], state, u[at]);
                 h[at] = state;
             }
         }
@@ -63,6 +121,7 @@ pub fn gated_scan_naive(shape: ScanShape, g: &[f32], u: &[f32], h0: Option<&[f32
 #[allow(clippy::too_many_arguments)]
 pub fn gated_scan_naive_backward(
     shape: ScanShape,
+    gate: Gate,
     g: &[f32],
     h: &[f32],
     h0: Option<&[f32]>,
@@ -83,8 +142,7 @@ pub fn gated_scan_naive_backward(
                 let s = dy[at] + carry;
                 let before = if t > 0 { h[at - channels] } else { h0.map_or(0.0, |h0| h0[b * channels + c]) };
                 du[at] = s;
-                dg[at] = s * before;
-                carry = g[at] * s;
+                (dg[at], carry) = gate.back_scalar::<Baseline>(g[at], before, s);
             }
             start[b * channels + c] = carry;
         }
@@ -95,10 +153,17 @@ pub fn gated_scan_naive_backward(
 }
 
 #[inline(always)]
-fn scan_block_in<R: Register>(g: View<'_>, u: View<'_>, range: Range<usize>, state: &mut [f32], h: Option<Column<'_>>) {
+fn scan_block_in<R: Vector>(
+    gate: Gate,
+    g: View<'_>,
+    u: View<'_>,
+    range: Range<usize>,
+    state: &mut [f32],
+    h: Option<Column<'_>>,
+) {
     let (mut s, mut h) = (load::<R>(state), h);
     for t in range {
-        s = fma(g.at(t), s, u.at(t));
+        s = gate.step(g.at(t), s, u.at(t));
         if let Some(h) = &mut h {
             store(s, h.at(t));
         }
@@ -107,16 +172,17 @@ fn scan_block_in<R: Register>(g: View<'_>, u: View<'_>, range: Range<usize>, sta
 }
 
 #[inline(always)]
-fn product_block_in<R: Register>(g: View<'_>, range: Range<usize>, product: &mut [f32]) {
-    let mut p = splat::<R>(1.0);
+fn product_block_in<R: Register>(gate: Gate, g: View<'_>, range: Range<usize>, product: &mut [f32]) {
+    let mut p = splat::<R>(gate.one());
     for t in range {
-        p = mul(p, g.at(t));
+        p = gate.both(p, g.at(t));
     }
     store(p, product);
 }
 
 #[inline(always)]
-fn reverse_block_in<R: Register>(
+fn reverse_block_in<R: Vector>(
+    gate: Gate,
     g: View<'_>,
     dy: View<'_>,
     range: Range<usize>,
@@ -127,7 +193,8 @@ fn reverse_block_in<R: Register>(
     match out {
         None => {
             for t in range.rev() {
-                c = mul(g.at(t), add(dy.at(t), c));
+                let s = add(dy.at(t), c);
+                c = gate.step(g.at(t), s, zero());
             }
         }
         Some(mut out) => {
@@ -135,8 +202,9 @@ fn reverse_block_in<R: Register>(
                 let s = add(dy.at(t), c);
                 store(s, out.du.at(t));
                 let before = if t > 0 { out.h.at(t - 1) } else { load(out.before) };
-                store(mul(s, before), out.dg.at(t));
-                c = mul(g.at(t), s);
+                c = gate.step(g.at(t), s, zero());
+                let with_gate = if gate == Gate::Log { c } else { s };
+                store(mul(with_gate, before), out.dg.at(t));
             }
         }
     }
@@ -145,16 +213,17 @@ fn reverse_block_in<R: Register>(
 
 crate::multiversion! {
     /// One step: `h = g h + u` over slices of one length (`batch * channels`); `h` carries the state.
-    pub fn gated_scan_step<V>(g: &[f32], u: &[f32], h: &mut [f32]) {
+    pub fn gated_scan_step<V>(gate: Gate, g: &[f32], u: &[f32], h: &mut [f32]) {
         assert!(g.len() == h.len() && u.len() == h.len(), "gated scan step: g, u and h must have one length");
         for ((h, &g), &u) in h.iter_mut().zip(g).zip(u) {
-            *h = V::fma(g, *h, u);
+            *h = gate.step_scalar::<V>(g, *h, u);
         }
     }
 
     /// The gradient of one step, going back in time: `carry` holds the gradient that reaches `h` from later steps and
     /// receives the one that reaches `h_before`. Slices of one length.
     pub fn gated_scan_step_backward<V>(
+        gate: Gate,
         g: &[f32],
         h_before: &[f32],
         dy: &[f32],
@@ -170,25 +239,32 @@ crate::multiversion! {
         for i in 0..n {
             let s = dy[i] + carry[i];
             du[i] = s;
-            dg[i] = s * h_before[i];
-            carry[i] = g[i] * s;
+            (dg[i], carry[i]) = gate.back_scalar::<V>(g[i], h_before[i], s);
         }
     }
 
     /// Scans `range` from `state`; returns the last state through `state` and, where asked for, writes all states.
-    fn scan_block<V>(g: View<'_>, u: View<'_>, range: Range<usize>, state: &mut [f32], h: Option<Column<'_>>) { with_register!(V, scan_block_in(g, u, range, state, h)) }
+    fn scan_block<V>(
+        gate: Gate,
+        g: View<'_>,
+        u: View<'_>,
+        range: Range<usize>,
+        state: &mut [f32],
+        h: Option<Column<'_>>,
+    ) { with_register!(V, scan_block_in(gate, g, u, range, state, h)) }
 
     /// The product of the gates of `range`.
-    fn product_block<V>(g: View<'_>, range: Range<usize>, product: &mut [f32]) { with_register!(V, product_block_in(g, range, product)) }
+    fn product_block<V>(gate: Gate, g: View<'_>, range: Range<usize>, product: &mut [f32]) { with_register!(V, product_block_in(gate, g, range, product)) }
 
     /// Scans `range` backward; `carry` is what reaches its last state from later, then what reaches the state before it.
     fn reverse_block<V>(
+        gate: Gate,
         g: View<'_>,
         dy: View<'_>,
         range: Range<usize>,
         carry: &mut [f32],
         out: Option<Gradients<'_>>,
-    ) { with_register!(V, reverse_block_in(g, dy, range, carry, out)) }
+    ) { with_register!(V, reverse_block_in(gate, g, dy, range, carry, out)) }
 }
 
 /// One block of channels of one batch row, to read.
@@ -254,48 +330,70 @@ impl Cut {
 }
 
 /// `h [batch, time, channels]`, parallel over chunks of `chunk` steps as well as batch rows and channels (`chunk >= time`: not
-/// over time; see [`ScanShape::default_chunk`]). The bits depend on `chunk` and not on the number of threads.
+/// over time; see [`ScanShape::default_chunk`]), and the last state `[batch, channels]` (`h0` or 0 without time) where asked for. The
+/// bits depend on `chunk` and not on the number of threads. A sequence that is cut after whole chunks (two or more of them in each part),
+/// the last state of one part given to the next as `h0`, gives the bits of the whole.
 ///
 /// # Panics
 /// If a slice does not have its shape's length or `chunk` is 0.
-pub fn gated_scan_chunked(shape: ScanShape, chunk: usize, g: &[f32], u: &[f32], h0: Option<&[f32]>, h: &mut [f32]) {
+pub fn gated_scan_chunked(
+    shape: ScanShape,
+    gate: Gate,
+    chunk: usize,
+    g: &[f32],
+    u: &[f32],
+    h0: Option<&[f32]>,
+    h: &mut [f32],
+    last: Option<&mut [f32]>,
+) {
     shape.check(&[g, u, h], h0);
     let cut = Cut::new(shape, chunk);
     let row = shape.batch * shape.channels;
-    let mut starts = vec![0.0; cut.chunks * row];
+    shape.check(&[], last.as_deref());
+    let mut starts = vec![0.0; (cut.chunks + 1) * row];
     if let Some(h0) = h0 {
         starts[..row].copy_from_slice(h0);
     }
     if cut.chunks > 1 {
         // Chunk n leaves its end (from a zero start) in starts[n + 1] and the product of its gates in products[n].
-        let mut products = vec![0.0; (cut.chunks - 1) * row];
+        let mut products = vec![0.0; cut.chunks * row];
         let (ends, gates) = (SharedMut::new(&mut starts), SharedMut::new(&mut products));
-        cut.run(0..cut.chunks - 1, |n, times, b, block| {
+        cut.run(0..cut.chunks, |n, times, b, block| {
             // SAFETY: items own disjoint blocks.
             let (end, product) = unsafe { (ends.slice(cut.at(n + 1, b, &block)), gates.slice(cut.at(n, b, &block))) };
             let (g, u) = (View::new(g, shape, b, &block), View::new(u, shape, b, &block));
-            scan_block(g, u, times.clone(), end, None);
-            product_block(g, times, product);
+            scan_block(gate, g, u, times.clone(), end, None);
+            product_block(gate, g, times, product);
         });
-        for n in 1..cut.chunks {
+        for n in 1..=cut.chunks {
             let (before, after) = starts.split_at_mut(n * row);
-            gated_scan_carry(&products[(n - 1) * row..n * row], &before[(n - 1) * row..], &mut after[..row]);
+            gated_scan_carry(gate, &products[(n - 1) * row..n * row], &before[(n - 1) * row..], &mut after[..row]);
         }
     }
-    let (starts, h) = (SharedMut::new(&mut starts), SharedMut::new(h));
-    cut.run(0..cut.chunks, |n, times, b, block| {
-        // SAFETY: items own disjoint blocks.
-        let (state, h) =
-            unsafe { (starts.slice(cut.at(n, b, &block)), Column::new(&h, b, shape.time, shape.channels, &block)) };
-        scan_block(View::new(g, shape, b, &block), View::new(u, shape, b, &block), times, state, Some(h));
-    });
+    let mut last = last;
+    if let (Some(last), true) = (&mut last, cut.chunks > 1) {
+        last.copy_from_slice(&starts[cut.chunks * row..]);
+    }
+    {
+        let (starts, h) = (SharedMut::new(&mut starts), SharedMut::new(h));
+        cut.run(0..cut.chunks, |n, times, b, block| {
+            // SAFETY: items own disjoint blocks.
+            let (state, h) =
+                unsafe { (starts.slice(cut.at(n, b, &block)), Column::new(&h, b, shape.time, shape.channels, &block)) };
+            scan_block(gate, View::new(g, shape, b, &block), View::new(u, shape, b, &block), times, state, Some(h));
+        });
+    }
+    // the end of the only chunk
+    if let (Some(last), 1) = (last, cut.chunks) {
+        last.copy_from_slice(&starts[..row]);
+    }
 }
 
 crate::multiversion! {
     /// `end += product * start`
-    fn gated_scan_carry<V>(product: &[f32], start: &[f32], end: &mut [f32]) {
+    fn gated_scan_carry<V>(gate: Gate, product: &[f32], start: &[f32], end: &mut [f32]) {
         for ((e, &p), &s) in end.iter_mut().zip(product).zip(start) {
-            *e = V::fma(p, s, *e);
+            *e = gate.step_scalar::<V>(p, s, *e);
         }
     }
 }
@@ -308,6 +406,7 @@ crate::multiversion! {
 #[allow(clippy::too_many_arguments)]
 pub fn gated_scan_chunked_backward(
     shape: ScanShape,
+    gate: Gate,
     chunk: usize,
     g: &[f32],
     h: &[f32],
@@ -330,12 +429,12 @@ pub fn gated_scan_chunked_backward(
             // SAFETY: items own disjoint blocks.
             let (end, product) = unsafe { (ends.slice(cut.at(n - 1, b, &block)), gates.slice(cut.at(n, b, &block))) };
             let (g, dy) = (View::new(g, shape, b, &block), View::new(dy, shape, b, &block));
-            reverse_block(g, dy, times.clone(), end, None);
-            product_block(g, times, product);
+            reverse_block(gate, g, dy, times.clone(), end, None);
+            product_block(gate, g, times, product);
         });
         for n in (0..cut.chunks - 1).rev() {
             let (before, after) = carries.split_at_mut((n + 1) * row);
-            gated_scan_carry(&products[(n + 1) * row..][..row], &after[..row], &mut before[n * row..]);
+            gated_scan_carry(gate, &products[(n + 1) * row..][..row], &after[..row], &mut before[n * row..]);
         }
     }
     let zeros = [0.0; BLOCK];
@@ -353,7 +452,14 @@ pub fn gated_scan_chunked_backward(
             };
             let before = h0.map_or(&zeros[..block.len()], |h0| &h0[at]);
             let out = Gradients { h: View::new(h, shape, b, &block), before, dg, du };
-            reverse_block(View::new(g, shape, b, &block), View::new(dy, shape, b, &block), times, carry, Some(out));
+            reverse_block(
+                gate,
+                View::new(g, shape, b, &block),
+                View::new(dy, shape, b, &block),
+                times,
+                carry,
+                Some(out),
+            );
         });
     }
     if let Some(dh0) = dh0 {

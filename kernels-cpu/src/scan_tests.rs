@@ -2,13 +2,14 @@
 
 use crate::polar::tests::noise;
 use crate::scan::{
-    ScanShape, gated_scan_chunked, gated_scan_chunked_backward, gated_scan_naive, gated_scan_naive_backward,
+    Gate, ScanShape, gated_scan_chunked, gated_scan_chunked_backward, gated_scan_naive, gated_scan_naive_backward,
     gated_scan_step, gated_scan_step_backward,
 };
 use crate::threads::with_threads;
 
 struct Case {
     shape: ScanShape,
+    gate: Gate,
     g: Vec<f32>,
     u: Vec<f32>,
     h0: Vec<f32>,
@@ -17,14 +18,30 @@ struct Case {
 
 fn cases() -> Vec<Case> {
     let sizes = [(1, 1, 1), (2, 7, 3), (1, 129, 33), (3, 64, 32), (2, 65, 31), (1, 300, 70), (2, 0, 50), (0, 3, 2)];
-    sizes.iter().map(|&(batch, time, channels)| case(ScanShape { batch, time, channels })).collect()
+    let both = [Gate::Factor, Gate::Log];
+    let shape = |&(batch, time, channels)| ScanShape { batch, time, channels };
+    sizes.iter().flat_map(|s| both.map(|gate| case(shape(s), gate))).collect()
 }
 
-fn case(shape: ScanShape) -> Case {
+fn case(shape: ScanShape, gate: Gate) -> Case {
     let n = shape.len();
     // gates inside (-1, 1), some exactly 0 (a reset)
-    let g = noise(n, 1).iter().enumerate().map(|(i, x)| if i % 11 == 5 { 0.0 } else { x.sin() }).collect();
-    Case { shape, g, u: noise(n, 2), h0: noise(shape.batch * shape.channels, 3), dy: noise(n, 4) }
+    let g = noise(n, 1).into_iter().enumerate().map(|(i, x)| match gate {
+        Gate::Factor if i % 11 == 5 => 0.0,
+        Gate::Factor => x.sin(),
+        Gate::Log if i % 11 == 5 => -200.0,
+        Gate::Log => -x * x,
+    });
+    let g = g.collect();
+    Case { shape, gate, g, u: noise(n, 2), h0: noise(shape.batch * shape.channels, 3), dy: noise(n, 4) }
+}
+
+/// The gate itself.
+fn factor(c: &Case, at: usize) -> f64 {
+    match c.gate {
+        Gate::Factor => c.g[at] as f64,
+        Gate::Log => (c.g[at] as f64).exp(),
+    }
 }
 
 /// Values and gradients in `f64`: `[h, dg, du, dh0]`.
@@ -37,15 +54,16 @@ fn exact(c: &Case, with_h0: bool) -> [Vec<f64>; 4] {
         let at = |t: usize| (r / channels * time + t) * channels + r % channels;
         let mut state = start;
         for t in 0..time {
-            state = c.g[at(t)] as f64 * state + c.u[at(t)] as f64;
+            state = factor(c, at(t)) * state + c.u[at(t)] as f64;
             out[0][at(t)] = state;
         }
         let mut carry = 0.0;
         for t in (0..time).rev() {
             let s = c.dy[at(t)] as f64 + carry;
             out[2][at(t)] = s;
-            out[1][at(t)] = s * if t > 0 { out[0][at(t - 1)] } else { start };
-            carry = c.g[at(t)] as f64 * s;
+            let before = if t > 0 { out[0][at(t - 1)] } else { start };
+            out[1][at(t)] = s * before * if c.gate == Gate::Log { factor(c, at(t)) } else { 1.0 };
+            carry = factor(c, at(t)) * s;
         }
         out[3][r] = carry;
     }
@@ -76,18 +94,42 @@ fn naive_recurrent_and_chunked_agree_in_values_and_gradients() {
             let h0 = with_h0.then_some(&c.h0[..]);
             let fresh = || (vec![f32::NAN; n], vec![f32::NAN; n], vec![f32::NAN; n], vec![f32::NAN; row]);
             let (mut h, mut dg, mut du, mut dh0) = fresh();
-            gated_scan_naive(c.shape, &c.g, &c.u, h0, &mut h);
-            gated_scan_naive_backward(c.shape, &c.g, &h, h0, &c.dy, &mut dg, &mut du, Some(&mut dh0));
+            gated_scan_naive(c.shape, c.gate, &c.g, &c.u, h0, &mut h);
+            gated_scan_naive_backward(c.shape, c.gate, &c.g, &h, h0, &c.dy, &mut dg, &mut du, Some(&mut dh0));
             check(&c, with_h0, [&h, &dg, &du, &dh0], "naive");
             for chunk in [1, 7, 64, 1000] {
                 let (mut h, mut dg, mut du, mut dh0) = fresh();
-                gated_scan_chunked(c.shape, chunk, &c.g, &c.u, h0, &mut h);
-                gated_scan_chunked_backward(c.shape, chunk, &c.g, &h, h0, &c.dy, &mut dg, &mut du, Some(&mut dh0));
+                let mut last = vec![f32::NAN; row];
+                gated_scan_chunked(c.shape, c.gate, chunk, &c.g, &c.u, h0, &mut h, Some(&mut last));
+                check_last(&c, with_h0, &last);
+                gated_scan_chunked_backward(
+                    c.shape,
+                    c.gate,
+                    chunk,
+                    &c.g,
+                    &h,
+                    h0,
+                    &c.dy,
+                    &mut dg,
+                    &mut du,
+                    Some(&mut dh0),
+                );
                 check(&c, with_h0, [&h, &dg, &du, &dh0], &format!("chunk {chunk}"));
             }
             recurrent(&c, with_h0);
         }
     }
+}
+
+/// The last state: that of the last step, or the first where there is no step.
+fn check_last(c: &Case, with_h0: bool, last: &[f32]) {
+    let (h, ScanShape { batch, time, channels }) = (&exact(c, with_h0)[0], c.shape);
+    let want = (0..batch * channels).map(|r| match time {
+        0 if with_h0 => c.h0[r] as f64,
+        0 => 0.0,
+        _ => h[(r / channels * time + time - 1) * channels + r % channels],
+    });
+    assert_near(last, &want.collect::<Vec<_>>(), time, "last state");
 }
 
 fn recurrent(c: &Case, with_h0: bool) {
@@ -104,14 +146,15 @@ fn recurrent(c: &Case, with_h0: bool) {
     let (mut h, mut dg, mut du) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
     let mut state = start.clone();
     for t in 0..time {
-        gated_scan_step(&slice(&c.g, t), &slice(&c.u, t), &mut state);
+        gated_scan_step(c.gate, &slice(&c.g, t), &slice(&c.u, t), &mut state);
         put(&mut h, t, &state);
     }
     let mut carry = vec![0.0; row];
     for t in (0..time).rev() {
         let before = if t > 0 { slice(&h, t - 1) } else { start.clone() };
         let (mut dgt, mut dut) = (vec![0.0; row], vec![0.0; row]);
-        gated_scan_step_backward(&slice(&c.g, t), &before, &slice(&c.dy, t), &mut carry, &mut dgt, &mut dut);
+        let (g, dy) = (slice(&c.g, t), slice(&c.dy, t));
+        gated_scan_step_backward(c.gate, &g, &before, &dy, &mut carry, &mut dgt, &mut dut);
         put(&mut dg, t, &dgt);
         put(&mut du, t, &dut);
     }
@@ -120,14 +163,21 @@ fn recurrent(c: &Case, with_h0: bool) {
 
 #[test]
 fn exact_gradients_agree_with_central_differences() {
-    let c = case(ScanShape { batch: 2, time: 9, channels: 3 });
+    let c = case(ScanShape { batch: 2, time: 9, channels: 3 }, Gate::Factor);
     let loss = |c: &Case| exact(c, true)[0].iter().zip(&c.dy).map(|(h, &d)| h * d as f64).sum::<f64>();
     let want = exact(&c, true);
     let step = 2f32.powi(-10);
     for tensor in 0..3 {
         for at in 0..want[tensor + 1].len() {
             let moved = |sign: f32| {
-                let mut m = Case { shape: c.shape, g: c.g.clone(), u: c.u.clone(), h0: c.h0.clone(), dy: c.dy.clone() };
+                let mut m = Case {
+                    shape: c.shape,
+                    gate: c.gate,
+                    g: c.g.clone(),
+                    u: c.u.clone(),
+                    h0: c.h0.clone(),
+                    dy: c.dy.clone(),
+                };
                 let x = match tensor {
                     0 => &mut m.g,
                     1 => &mut m.u,
@@ -146,14 +196,14 @@ fn exact_gradients_agree_with_central_differences() {
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
-    let c = case(ScanShape { batch: 3, time: 200, channels: 100 });
+    let c = case(ScanShape { batch: 3, time: 200, channels: 100 }, Gate::Log);
     let run = |threads| {
         with_threads(threads, || {
             let n = c.shape.len();
             let (mut h, mut dg, mut du, mut dh0) = (vec![0.0; n], vec![0.0; n], vec![0.0; n], vec![0.0; 300]);
-            gated_scan_chunked(c.shape, 32, &c.g, &c.u, Some(&c.h0), &mut h);
+            gated_scan_chunked(c.shape, c.gate, 32, &c.g, &c.u, Some(&c.h0), &mut h, None);
             let h0 = Some(&c.h0[..]);
-            gated_scan_chunked_backward(c.shape, 32, &c.g, &h, h0, &c.dy, &mut dg, &mut du, Some(&mut dh0));
+            gated_scan_chunked_backward(c.shape, c.gate, 32, &c.g, &h, h0, &c.dy, &mut dg, &mut du, Some(&mut dh0));
             (h, dg, du, dh0)
         })
     };

@@ -184,9 +184,9 @@ impl Vector for crate::register::__m512 {
 
 const ROUND: f32 = 12_582_912.0;
 
-/// e^(x + lo) for a small correction `lo`; the method and the accuracy of `math::exp`.
+/// (p, n) with e^(x + lo) = (1 + p) 2^n for a small correction `lo`; the method and the accuracy of `math::exp`.
 #[inline(always)]
-fn exp_corrected<R: Vector>(x: R, lo: Option<R>) -> R {
+fn exp_reduced<R: Vector>(x: R, lo: Option<R>) -> (R, R) {
     let c = R::splat;
     // the clamps keep NaN; beyond them the result is 0 or infinity anyway
     let x = c(-105.0).max(c(89.0).min(x));
@@ -201,13 +201,28 @@ fn exp_corrected<R: Vector>(x: R, lo: Option<R>) -> R {
     for k in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
         p = c(k).accumulate(p, r);
     }
-    r.accumulate(p.mul(r), r).add(c(1.0)).scale2(n)
+    (r.accumulate(p.mul(r), r), n)
+}
+
+#[inline(always)]
+fn exp_corrected<R: Vector>(x: R, lo: Option<R>) -> R {
+    let (p, n) = exp_reduced(x, lo);
+    p.add(R::splat(1.0)).scale2(n)
 }
 
 /// e^x, as `math::exp`.
 #[inline(always)]
 pub(crate) fn exp<R: Vector>(x: R) -> R {
     exp_corrected(x, None)
+}
+
+/// e^x - 1, as `math::expm1`, for x up to 88.
+#[inline(always)]
+pub(crate) fn expm1<R: Vector>(x: R) -> R {
+    let one = R::splat(1.0);
+    let (p, n) = exp_reduced(R::splat(88.0).min(x), None);
+    let power = one.scale2(n);
+    power.sub(one).accumulate(p, power)
 }
 
 /// (|x| capped at 15, exp(-x^2 / 2), Phi(-|x|) / exp(-x^2 / 2)): what both functions below are made of; see `math::normal_cdf`.

@@ -171,6 +171,10 @@ unary_builders! {
     neg => Neg, abs => Abs, sign => Sign, exp => Exp,
     /// Natural logarithm.
     log => Log,
+    /// e^x - 1, relative to itself also near 0.
+    expm1 => Expm1,
+    /// ln(1 + x), relative to itself also near 0.
+    log1p => Log1p,
     sqrt => Sqrt, rsqrt => Rsqrt, recip => Recip, sin => Sin, cos => Cos, tanh => Tanh, sigmoid => Sigmoid,
     /// ln(1 + e^x)
     softplus => Softplus,
@@ -271,7 +275,9 @@ fn cases() -> Vec<Case> {
         (Unary::Neg, Normal(1.0), 1.0),
         (Unary::Abs, Normal(1.0), 1.0),
         (Unary::Exp, Normal(3.0), 32.0),
+        (Unary::Expm1, Normal(3.0), 4.0),
         (Unary::Log, Uniform(1e-3, 10.0), 8.0),
+        (Unary::Log1p, Uniform(-0.9, 10.0), 4.0),
         (Unary::Sqrt, Uniform(1e-3, 10.0), 4.0),
         (Unary::Rsqrt, Uniform(1e-2, 10.0), 4.0),
         (Unary::Recip, Uniform(0.1, 10.0), 4.0),

@@ -1,6 +1,7 @@
 //! The elementwise gated scan h_t = g_t h_{t-1} + u_t, in its three forms: *naive* is the reference executor's
 //! definition; *recurrent* walks time with a constant state; *chunked* runs chunks in parallel and passes states
-//! between them (Blelloch 1990; Martin and Cundy 2018).
+//! between them (Blelloch 1990; Martin and Cundy 2018). A gate may be given as its logarithm a; the update is then
+//! h += expm1(a) h + u, which keeps what g = e^a loses in rounding when gates are near one.
 
 #[cfg(test)]
 mod tests;
@@ -12,15 +13,18 @@ use crate::device::gpu::{Buf, Lowering, Params};
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
 use crate::graph::{Gradient, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
+pub use kernels_cpu::scan::Gate;
 use kernels_cpu::scan::{ScanShape, gated_scan_chunked, gated_scan_chunked_backward};
 use minijinja::context;
 
-/// Inputs g, u [B, T, C] and, when `initial`, h0 [B, C]; output h [B, T, C].
+/// Inputs g, u [B, T, C] and, when `initial`, h0 [B, C]; outputs h [B, T, C] and the last state [B, C].
 #[derive(Clone, Debug)]
 pub struct GatedScan {
     /// Time steps of a chunk; 0: the recurrent form.
     pub chunk: usize,
     pub initial: bool,
+    /// What operand 0 is.
+    pub gate: Gate,
 }
 
 /// Inputs g, h, dh and, when `initial`, h0; outputs dg, du and, when `initial`, dh0.
@@ -28,6 +32,8 @@ pub struct GatedScan {
 pub struct GatedScanGrad {
     pub chunk: usize,
     pub initial: bool,
+    /// What operand 0 is.
+    pub gate: Gate,
 }
 
 /// Chunks this long keep the walk short and the carried states few.
@@ -61,34 +67,36 @@ impl Kernel for GatedScan {
 
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
         let s = Sequence::new(&inputs[0].shape);
-        let mut h = RefTensor::zeros(&outputs[0].shape);
+        let [mut h, mut last] = std::array::from_fn(|o| RefTensor::zeros(&outputs[o].shape));
         for b in 0..s.batch {
             for c in 0..s.channels {
                 let mut state = if self.initial { inputs[2].data[b * s.channels + c] } else { 0.0 };
                 for t in 0..s.time {
                     let at = (b * s.time + t) * s.channels + c;
-                    state = inputs[0].data[at] * state + inputs[1].data[at];
+                    state = factor(self.gate, inputs[0].data[at]) * state + inputs[1].data[at];
                     h.data[at] = state;
                 }
+                last.data[b * s.channels + c] = state;
             }
         }
-        vec![h]
+        vec![h, last]
     }
 
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
         let (s, chunk) = sizes(&call.input(0).shape, self.chunk);
         let h0 = self.initial.then(|| call.f32(2));
-        gated_scan_chunked(s, chunk, call.f32(0), call.f32(1), h0, call.out_f32(0));
+        let (h, last) = (call.out_f32(0), Some(call.out_f32(1)));
+        gated_scan_chunked(s, self.gate, chunk, call.f32(0), call.f32(1), h0, h, last);
         Ok(())
     }
 
     fn gpu(&self, l: &mut Lowering) -> Result<(), Unsupported> {
-        lower(l, self.chunk, self.initial, false)
+        lower(l, self.chunk, self.initial, self.gate, false)
     }
 }
 
 /// Both directions: `reverse` walks from the end with dh in place of u.
-fn lower(l: &mut Lowering, chunk: usize, initial: bool, reverse: bool) -> Result<(), Unsupported> {
+fn lower(l: &mut Lowering, chunk: usize, initial: bool, gate: Gate, reverse: bool) -> Result<(), Unsupported> {
     let whole = Sequence::new(&l.input(0).shape);
     let mut pieces = whole.pieces(l, if reverse { 5 } else { 3 }, 2.0, Some(0))?;
     let kept = pieces.iter().any(|p| p.times.len() < whole.time);
@@ -102,7 +110,7 @@ fn lower(l: &mut Lowering, chunk: usize, initial: bool, reverse: bool) -> Result
     let memory = if chunked { Some([(); 3].map(|()| l.scratch((states * 4) as u64))) } else { None };
     for piece in &pieces {
         let memory = memory.filter(|_| cuts(piece) > 1);
-        scan_piece(l, &whole, piece, Walk { chunk, initial, reverse, state, memory })?;
+        scan_piece(l, &whole, piece, Walk { chunk, initial, gate, reverse, state, memory })?;
     }
     Ok(())
 }
@@ -110,6 +118,7 @@ fn lower(l: &mut Lowering, chunk: usize, initial: bool, reverse: bool) -> Result
 struct Walk {
     chunk: usize,
     initial: bool,
+    gate: Gate,
     reverse: bool,
     /// Hands the state from one piece of a row's time to the next.
     state: Option<Buf>,
@@ -118,7 +127,7 @@ struct Walk {
 }
 
 fn scan_piece(l: &mut Lowering, whole: &Sequence, piece: &Piece, walk: Walk) -> Result<(), Unsupported> {
-    let Walk { chunk, initial, reverse, state, memory } = walk;
+    let Walk { chunk, initial, gate, reverse, state, memory } = walk;
     let Piece { rows, times } = piece;
     let (g, first) = whole.window(l, Buf::In(0), piece, false);
     let source = whole.window(l, Buf::In(if reverse { 2 } else { 1 }), piece, false).0;
@@ -133,14 +142,18 @@ fn scan_piece(l: &mut Lowering, whole: &Sequence, piece: &Piece, walk: Walk) -> 
     let resumed = if reverse { times.end < whole.time } else { times.start > 0 };
     let params = Params::new().u32(rows.len()).u32(times.len()).u32(whole.channels).u32(chunk).u32(chunks);
     let params = params.u32(first).u32(past_ahead + early * whole.channels).u32(rows.start * whole.channels);
-    let params = params.u32(usize::from(times.start == 0)).u32(usize::from(resumed));
+    let [from_zero, to_end] = [times.start == 0, times.end == whole.time].map(usize::from);
+    let params = params.u32(from_zero).u32(to_end).u32(usize::from(resumed));
 
     let shader = crate::shader!("scan.wgsl");
-    let kept = state.is_some();
-    let variant = |phase: &str, chunked: bool| context! { phase, reverse, initial, kept, chunked };
+    let (kept, log) = (state.is_some(), gate == Gate::Log);
+    let variant = |phase: &str, chunked: bool| context! { phase, reverse, initial, log, kept, chunked };
     let mut edges = vec![];
     if initial {
         edges.push(if reverse { ("dh0", l.write(Buf::Out(2))) } else { ("h0", l.read(Buf::In(2))) });
+    }
+    if !reverse {
+        edges.push(("last", l.write(Buf::Out(1))));
     }
     if let Some(state) = state {
         edges.push(("kept", l.write(state)));
@@ -179,21 +192,54 @@ fn scan_piece(l: &mut Lowering, whole: &Sequence, piece: &Piece, walk: Walk) -> 
 impl Op for GatedScan {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         check("gated_scan", inputs, 2, self.initial)?;
-        Ok(vec![inputs[0].clone()])
+        let x = &inputs[0];
+        Ok(vec![x.clone(), TensorType::f32(&[x.shape[0], x.shape[2]])])
     }
 
     fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
-        let (h, dh) = (cx.outputs[0], cx.grad(0));
+        let h = cx.outputs[0];
+        let dh = self.states_gradient(cx)?;
         let mut inputs = vec![cx.inputs[0], h, dh];
         inputs.extend(cx.inputs.get(2));
-        let op = GatedScanGrad { chunk: self.chunk, initial: self.initial };
-        Ok(cx.graph.apply(op, &inputs)?.into_iter().map(Some).collect())
+        let op = GatedScanGrad { chunk: self.chunk, initial: self.initial, gate: self.gate };
+        let mut grads: Vec<_> = cx.graph.apply(op, &inputs)?.into_iter().map(Some).collect();
+        if self.initial && cx.has_grad(1) && cx.graph.shape(h)[1] == 0 {
+            // Without a step the last state is the first.
+            grads[2] = Some(cx.grad(1));
+        }
+        Ok(grads)
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         let n = outputs[0].elements() as f64;
-        let bytes_read = inputs.iter().map(|t| t.bytes() as f64).sum();
-        Cost { flops: 2.0 * n, bytes_read, bytes_written: outputs[0].bytes() as f64 }
+        let sum = |ts: &[TensorType]| ts.iter().map(|t| t.bytes() as f64).sum::<f64>();
+        Cost { flops: 2.0 * n, bytes_read: sum(inputs), bytes_written: sum(outputs) }
+    }
+}
+
+impl GatedScan {
+    /// The gradient of all states: that of the last one reaches it twice, as a state and as the last.
+    fn states_gradient(&self, cx: &mut Gradient) -> Result<Value> {
+        let shape = cx.graph.shape(cx.outputs[0]).to_vec();
+        if !cx.has_grad(1) || shape[1] == 0 {
+            return Ok(cx.grad(0));
+        }
+        let last = cx.grad(1);
+        let last = cx.graph.reshape(last, &[shape[0], 1, shape[2]])?;
+        let last = cx.graph.pad(last, 1, shape[1] - 1, 0, 0.0)?;
+        if !cx.has_grad(0) {
+            return Ok(last);
+        }
+        let all = cx.grad(0);
+        cx.graph.add(all, last)
+    }
+}
+
+/// The gate that operand `g` stands for.
+fn factor(gate: Gate, g: f64) -> f64 {
+    match gate {
+        Gate::Factor => g,
+        Gate::Log => g.exp(),
     }
 }
 
@@ -218,9 +264,12 @@ impl Kernel for GatedScanGrad {
                         0 => 0.0,
                         _ => h.data[at - s.channels],
                     };
-                    out[0].data[at] = adjoint * before;
                     out[1].data[at] = adjoint;
-                    adjoint *= g.data[at];
+                    out[0].data[at] = match self.gate {
+                        Gate::Factor => adjoint * before,
+                        Gate::Log => adjoint * before * g.data[at].exp(),
+                    };
+                    adjoint *= factor(self.gate, g.data[at]);
                 }
                 if self.initial {
                     out[2].data[b * s.channels + c] = adjoint;
@@ -235,12 +284,12 @@ impl Kernel for GatedScanGrad {
         let h0 = self.initial.then(|| call.f32(3));
         let dh0 = if self.initial { Some(call.out_f32(2)) } else { None };
         let (g, h, dh) = (call.f32(0), call.f32(1), call.f32(2));
-        gated_scan_chunked_backward(s, chunk, g, h, h0, dh, call.out_f32(0), call.out_f32(1), dh0);
+        gated_scan_chunked_backward(s, self.gate, chunk, g, h, h0, dh, call.out_f32(0), call.out_f32(1), dh0);
         Ok(())
     }
 
     fn gpu(&self, l: &mut Lowering) -> Result<(), Unsupported> {
-        lower(l, self.chunk, self.initial, true)
+        lower(l, self.chunk, self.initial, self.gate, true)
     }
 }
 
@@ -264,10 +313,30 @@ impl Graph {
     /// h_t = g_t h_{t-1} + u_t for g, u [B, T, C], from `h0` [B, C] or zero. Short sequences walk, long ones run in
     /// chunks.
     pub fn gated_scan(&mut self, g: Value, u: Value, h0: Option<Value>) -> Result<Value> {
+        Ok(self.scan_with(Gate::Factor, g, u, h0)?.0)
+    }
+
+    /// h_t = e^a_t h_{t-1} + u_t for log gates a (see `log_sigmoid`) and u [B, T, C], from `h0` [B, C] or zero: all states
+    /// and the last one [B, C], which continues the scan as another's `h0`; cut after a multiple of 128 steps, the parts
+    /// give the bits of the whole.
+    pub fn scan(&mut self, a: Value, u: Value, h0: Option<Value>) -> Result<(Value, Value)> {
+        self.scan_with(Gate::Log, a, u, h0)
+    }
+
+    fn scan_with(&mut self, gate: Gate, g: Value, u: Value, h0: Option<Value>) -> Result<(Value, Value)> {
         let time = self.shape(g).get(1).copied().unwrap_or(0);
         let chunk = if time > DEFAULT_CHUNK { DEFAULT_CHUNK } else { 0 };
         let inputs: Vec<Value> = [g, u].into_iter().chain(h0).collect();
-        self.apply1(GatedScan { chunk, initial: h0.is_some() }, &inputs)
+        let outputs = self.apply(GatedScan { chunk, initial: h0.is_some(), gate }, &inputs)?;
+        Ok((outputs[0], outputs[1]))
+    }
+
+    /// log sigmoid(z) = -ln(1 + e^-z), with every digit for gates near one and without overflow; its gradient is
+    /// sigmoid(-z).
+    pub fn log_sigmoid(&mut self, z: Value) -> Result<Value> {
+        let negated = self.neg(z)?;
+        let softplus = self.softplus(negated)?;
+        self.neg(softplus)
     }
 }
 
@@ -279,9 +348,10 @@ pub fn specs() -> Vec<Spec> {
 }
 
 /// Training in chunks, in cache and out of it; the recurrent form; one token.
-fn timed(case: impl Fn(&[usize; 3], usize, bool) -> Case) -> Vec<Case> {
+fn timed(case: impl Fn(&[usize; 3], usize, bool, Gate) -> Case) -> Vec<Case> {
     let sizes = [([8, 256, 384], 64), ([8, 2048, 1024], 64), ([8, 256, 384], 0), ([1, 1, 1024], 0)];
-    sizes.iter().map(|(shape, chunk)| case(shape, *chunk, true)).collect()
+    let gates = [Gate::Factor, Gate::Log];
+    sizes.iter().flat_map(|(shape, chunk)| gates.map(|gate| case(shape, *chunk, true, gate))).collect()
 }
 
 const SHAPES: &[([usize; 3], usize)] = &[
@@ -301,9 +371,13 @@ const SHAPES: &[([usize; 3], usize)] = &[
 /// Above 1 MiB: several rows of an odd size, so that pieces start anywhere, and rows that must be cut in time.
 const LARGE: &[([usize; 3], usize)] = &[([5, 613, 101], 64), ([2, 1409, 193], 0), ([2, 1409, 193], 100)];
 
-fn operands(shape: &[usize; 3], full: usize, initial: bool) -> Vec<Sample> {
+fn operands(shape: &[usize; 3], full: usize, initial: bool, gate: Gate) -> Vec<Sample> {
     // Gates inside (0, 1), as in every use: products of larger ones overflow.
-    let mut inputs = vec![Sample::new(shape, Values::Uniform(0.05, 0.999))];
+    let gates = match gate {
+        Gate::Factor => Values::Uniform(0.05, 0.999),
+        Gate::Log => Values::Uniform(-3.0, -1e-4),
+    };
+    let mut inputs = vec![Sample::new(shape, gates)];
     (1..full).for_each(|_| inputs.push(Sample::normal(shape)));
     if initial {
         inputs.push(Sample::normal(&[shape[0], shape[2]]));
@@ -311,29 +385,33 @@ fn operands(shape: &[usize; 3], full: usize, initial: bool) -> Vec<Sample> {
     inputs
 }
 
-fn each(make: impl Fn(&[usize; 3], usize, bool) -> Case) -> Vec<Case> {
-    let both = |(shape, chunk): &([usize; 3], usize)| [false, true].map(|initial| make(shape, *chunk, initial));
-    SHAPES.iter().flat_map(both).collect()
+fn each(make: impl Fn(&[usize; 3], usize, bool, Gate) -> Case) -> Vec<Case> {
+    let kinds = [(false, Gate::Factor), (true, Gate::Factor), (false, Gate::Log), (true, Gate::Log)];
+    let all = |(shape, chunk): &([usize; 3], usize)| kinds.map(|(initial, gate)| make(shape, *chunk, initial, gate));
+    SHAPES.iter().flat_map(all).collect()
 }
 
-fn label(shape: &[usize; 3], chunk: usize, initial: bool) -> String {
+fn label(shape: &[usize; 3], chunk: usize, initial: bool, gate: Gate) -> String {
     let form = if chunk == 0 { "recurrent".into() } else { format!("chunks of {chunk}") };
-    format!("{shape:?} {form}{}", if initial { " from h0" } else { "" })
+    let log = if gate == Gate::Log { " log gates" } else { "" };
+    format!("{shape:?} {form}{log}{}", if initial { " from h0" } else { "" })
 }
 
-fn forward_case(shape: &[usize; 3], chunk: usize, initial: bool) -> Case {
-    Case::new(label(shape, chunk, initial), GatedScan { chunk, initial }, operands(shape, 2, initial))
+fn forward_case(shape: &[usize; 3], chunk: usize, initial: bool, gate: Gate) -> Case {
+    let op = GatedScan { chunk, initial, gate };
+    Case::new(label(shape, chunk, initial, gate), op, operands(shape, 2, initial, gate)).cotangents(&[0, 1])
 }
 
 fn forward_cases() -> Vec<Case> {
     let mut cases = each(forward_case);
-    cases.extend(LARGE.iter().map(|(shape, chunk)| forward_case(shape, *chunk, true)));
+    cases.extend(LARGE.iter().map(|(shape, chunk)| forward_case(shape, *chunk, true, Gate::Log)));
+    cases.push(forward_case(&LARGE[2].0, LARGE[2].1, true, Gate::Factor));
     cases
 }
 
-fn gradient_case(shape: &[usize; 3], chunk: usize, initial: bool) -> Case {
-    let op = GatedScanGrad { chunk, initial };
-    Case::new(label(shape, chunk, initial), op, operands(shape, 3, initial)).forward_only()
+fn gradient_case(shape: &[usize; 3], chunk: usize, initial: bool, gate: Gate) -> Case {
+    let op = GatedScanGrad { chunk, initial, gate };
+    Case::new(label(shape, chunk, initial, gate), op, operands(shape, 3, initial, gate)).forward_only()
 }
 
 fn gradient_cases() -> Vec<Case> {

@@ -87,6 +87,12 @@ fn unary(t: &mut Tape, op: Unary, x: u16, y: u16, g: u16) -> Result<Option<u16>>
         Unary::Log => return Ok(Some(t.binary(Binary::Div, g, x))),
         Unary::Abs => t.unary(Unary::Sign, x),
         Unary::Exp => y,
+        Unary::Expm1 => t.unary(Unary::Exp, x),
+        Unary::Log1p => {
+            let one = t.push(Instr::Const(1.0));
+            let sum = t.binary(Binary::Add, x, one);
+            t.unary(Unary::Recip, sum)
+        }
         Unary::Sqrt => {
             let r = t.unary(Unary::Recip, y);
             t.times(0.5, r)

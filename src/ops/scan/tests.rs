@@ -44,16 +44,17 @@ fn naive_recurrent_and_chunked_agree_in_values_and_gradients() {
     let f = |x: &HostTensor| x.as_f32().unwrap().to_vec();
     let (mut h, mut dg, mut du, mut dh0) = (vec![0.0; 1350], vec![0.0; 1350], vec![0.0; 1350], vec![0.0; 18]);
     let (gates, start) = (f(&g), f(&h0));
-    kernels_cpu::scan::gated_scan_naive(s, &gates, &f(&u), Some(&start), &mut h);
+    kernels_cpu::scan::gated_scan_naive(s, Gate::Factor, &gates, &f(&u), Some(&start), &mut h);
     let dh0_out = Some(&mut dh0[..]);
-    kernels_cpu::scan::gated_scan_naive_backward(s, &gates, &h, Some(&start), &f(&dh), &mut dg, &mut du, dh0_out);
+    kernels_cpu::scan::gated_scan_naive_backward(s, Gate::Factor, &gates, &h, Some(&start), &f(&dh), &mut dg, &mut du, dh0_out);
     let naive = [h.clone(), dg, du, dh0];
     let states = HostTensor::f32(&shape, h);
     for device in devices() {
         for chunk in [0, 1, 16, 75, 1000] {
-            let forward = GatedScan { chunk, initial: true };
-            let backward = GatedScanGrad { chunk, initial: true };
+            let forward = GatedScan { chunk, initial: true, gate: Gate::Factor };
+            let backward = GatedScanGrad { chunk, initial: true, gate: Gate::Factor };
             let mut have = run(&device, forward, &[g.clone(), u.clone(), h0.clone()]).0;
+            have.truncate(1);
             have.extend(run(&device, backward, &[g.clone(), states.clone(), dh.clone(), h0.clone()]).0);
             for (k, (have, want)) in have.iter().zip(&naive).enumerate() {
                 // Each of at most 75 steps rounds twice, and products of gates below one only shrink what came before.
@@ -71,7 +72,7 @@ fn single_steps_continue_a_scan() {
     let [g, u, h0] = inputs([1, 6, 5]);
     let values = |x: &HostTensor| x.as_f32().unwrap().to_vec();
     let (gates, inputs) = (values(&g), values(&u));
-    let op = GatedScan { chunk: 0, initial: true };
+    let op = GatedScan { chunk: 0, initial: true, gate: Gate::Factor };
     for device in devices() {
         let all = run(&device, op.clone(), &[g.clone(), u.clone(), h0.clone()]).0.remove(0);
         let mut state = values(&h0);
