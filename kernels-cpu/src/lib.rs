@@ -16,6 +16,7 @@ pub mod conv;
 pub mod embed;
 pub mod gemm;
 mod gemv;
+pub mod gla;
 pub mod half;
 pub mod int8;
 pub mod int8_dot;

@@ -57,6 +57,7 @@ operators! {
     cross_entropy,
     dropout,
     gather,
+    gla,
     int8,
     matmul,
     movement,
