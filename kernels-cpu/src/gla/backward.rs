@@ -7,6 +7,10 @@ use crate::math::exp;
 use crate::simd::dot;
 use crate::threads::{SharedMut, par_rows};
 
+/// The gradient of a log gate below this is given as 0: it has a factor e^-30 < 1e-13, far below the rounding of the sum that it would
+/// be read from, which other, open gates determine.
+const SHUT: f32 = -30.0;
+
 /// Gradients `dq`, `dk`, `dv`, `da` and that of the first state, all overwritten, for the gradients `d_o` of the results and `d_last`
 /// of the last state (zero where None). States are computed again, not kept from the forward pass.
 ///
@@ -143,7 +147,7 @@ impl Work<'_> {
             }
             gemm(true, false, n, e, n, pairs, n, d_o_n, stride_o, true, dv, e);
 
-            gate_gradient(s, q, k, item, dq, dk, after, wanted, &out.da);
+            gate_gradient(s, q, k, a, item, dq, dk, after, wanted, &mut scratch[..gates], &out.da);
             put(rows_q, item, dq, &out.dq);
             put(Rows::new(s, item.b, item.h, s.heads, d), item, dk, &out.dk);
             put(rows_o, item, dv, &out.dv);
@@ -189,37 +193,42 @@ crate::multiversion! {
     }
 
     /// `da_i = <state, its gradient> at the chunk's end + sum over j >= i in the chunk of (q_j dq_j - k_j dk_j)`, by key channel or
-    /// added up over them.
+    /// added up over them; 0 where the gate is shut. `sums` has room for the gates of a step.
     fn gate_gradient<V>(
         s: &GlaShape,
         q: &[f32],
         k: &[f32],
+        a: &[f32],
         item: Item,
         dq: &[f32],
         dk: &[f32],
         after: &[f32],
         wanted: &[f32],
+        sums: &mut [f32],
         da: &SharedMut<'_, f32>,
     ) {
         let (d, e) = (s.key_dim, s.value_dim);
         let (rows_q, rows_k, rows_a) = (s.q(item.b, item.h), s.k(item.b, item.h), s.a(item.b, item.h));
         let later = |c: usize| dot::<V>(&after[c * e..][..e], &wanted[c * e..][..e]);
-        let mut all = if s.channel_gates { 0.0 } else { (0..d).map(later).sum::<f32>() };
+        match s.channel_gates {
+            true => sums.iter_mut().enumerate().for_each(|(c, sum)| *sum = later(c)),
+            false => sums[0] = (0..d).map(later).sum::<f32>(),
+        }
         for i in (0..item.len).rev() {
             let (q, k) = (&q[rows_q.at(item.start + i)], &k[rows_k.at(item.start + i)]);
             let (dq, dk) = (&dq[i * d..][..d], &dk[i * d..][..d]);
             if s.channel_gates {
-                // SAFETY (both): items own disjoint rows.
-                let row = unsafe { da.slice(rows_a.at(item.start + i)) };
-                let next = (i + 1 < item.len).then(|| unsafe { da.slice(rows_a.at(item.start + i + 1)) });
                 for c in 0..d {
-                    row[c] = next.as_ref().map_or_else(|| later(c), |next| next[c]) + (q[c] * dq[c] - k[c] * dk[c]);
+                    sums[c] += q[c] * dq[c] - k[c] * dk[c];
                 }
             } else {
-                all += dot::<V>(q, dq) - dot::<V>(k, dk);
-                // SAFETY: as above.
-                let row = unsafe { da.slice(rows_a.at(item.start + i)) };
-                row[0] = all;
+                sums[0] += dot::<V>(q, dq) - dot::<V>(k, dk);
+            }
+            let rows = rows_a.at(item.start + i);
+            // SAFETY: items own disjoint rows.
+            let row = unsafe { da.slice(rows.clone()) };
+            for ((da, &a), &sum) in row.iter_mut().zip(&a[rows]).zip(&*sums) {
+                *da = if a < SHUT { 0.0 } else { sum };
             }
         }
     }

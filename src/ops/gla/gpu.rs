@@ -291,7 +291,8 @@ impl Part {
         let rounds = d + self.chunk;
         let stage = Stage { name: "suffix", units, flops: rounds as f64, rounds, heads };
         let da = self.write(l, Buf::Out(3), self.a());
-        let binds = [("inner", l.read(inner)), ("deltas", l.read(deltas)), ("da", da)];
+        let a = self.read(l, Buf::In(3), self.a());
+        let binds = [("inner", l.read(inner)), ("deltas", l.read(deltas)), ("a", a), ("da", da)];
         self.launch(l, stage, context! {}, &binds)
     }
 }

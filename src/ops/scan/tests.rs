@@ -46,7 +46,17 @@ fn naive_recurrent_and_chunked_agree_in_values_and_gradients() {
     let (gates, start) = (f(&g), f(&h0));
     kernels_cpu::scan::gated_scan_naive(s, Gate::Factor, &gates, &f(&u), Some(&start), &mut h);
     let dh0_out = Some(&mut dh0[..]);
-    kernels_cpu::scan::gated_scan_naive_backward(s, Gate::Factor, &gates, &h, Some(&start), &f(&dh), &mut dg, &mut du, dh0_out);
+    kernels_cpu::scan::gated_scan_naive_backward(
+        s,
+        Gate::Factor,
+        &gates,
+        &h,
+        Some(&start),
+        &f(&dh),
+        &mut dg,
+        &mut du,
+        dh0_out,
+    );
     let naive = [h.clone(), dg, du, dh0];
     let states = HostTensor::f32(&shape, h);
     for device in devices() {
