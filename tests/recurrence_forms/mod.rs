@@ -70,7 +70,7 @@ pub fn e_rms(have: &[f64], want: &[f64]) -> f64 {
 
 /// Whether gate `i` is among the one in `every` that are shut, by a hash.
 pub fn shut(i: usize, every: u64) -> bool {
-    SplitMix(i as u64 * 77 + 5).next_u64() % every == 0
+    SplitMix(i as u64 * 77 + 5).next_u64().is_multiple_of(every)
 }
 
 fn noise(shape: &[usize], scale: f64, shift: f64, seed: u64) -> HostTensor {
@@ -224,10 +224,8 @@ impl Problem {
         let mut p = Problem::new(Kind::Channel, self.batch, self.time, self.heads, self.dim, 0.0);
         let gates = self.values(3).to_vec();
         p.inputs = self.inputs.iter().map(|x| HostTensor::f32(&x.ty().shape, x.as_f32().unwrap().to_vec())).collect();
-        p.inputs[3] = HostTensor::f32(
-            &[self.batch, self.time, self.heads[0], self.dim],
-            vec![0.0].repeat(gates.len() * self.dim),
-        );
+        p.inputs[3] =
+            HostTensor::f32(&[self.batch, self.time, self.heads[0], self.dim], vec![0.0; gates.len() * self.dim]);
         p.set_logits(|i| gates[i / self.dim] as f64);
         p
     }
