@@ -3,12 +3,14 @@
 //! Every key has a default, so the default configuration is also the schema: a key it does not have is an error, and the
 //! type of its default is the type a value must have (`document.rs`).
 
+mod coeus;
 mod document;
 mod gpt;
 mod presets;
 mod sections;
 pub mod size;
 
+pub use coeus::{CoeusConfig, ForgetGate, Fusion, Recurrence};
 pub use gpt::{FeedForward, GptConfig, Init, Norm, Positions, RopeLayout};
 pub use presets::{PRESETS, Preset};
 pub use sections::{
@@ -26,6 +28,7 @@ use std::path::Path;
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ModelConfig {
     Gpt(GptConfig),
+    Coeus(CoeusConfig),
 }
 
 impl Default for ModelConfig {
@@ -36,17 +39,22 @@ impl Default for ModelConfig {
 
 impl ModelConfig {
     /// Values of `model.kind`.
-    pub const KINDS: [&'static str; 1] = ["gpt"];
+    pub const KINDS: [&'static str; 2] = ["gpt", "coeus"];
 
     /// The defaults of one family; None when there is no such family.
     fn default_of(kind: &str) -> Option<Self> {
-        (kind == "gpt").then(Self::default)
+        match kind {
+            "gpt" => Some(Self::default()),
+            "coeus" => Some(ModelConfig::Coeus(CoeusConfig::default())),
+            _ => None,
+        }
     }
 
     /// Longest sequence in tokens.
     pub fn context(&self) -> usize {
         match self {
             ModelConfig::Gpt(gpt) => gpt.context,
+            ModelConfig::Coeus(coeus) => coeus.context,
         }
     }
 
@@ -54,6 +62,7 @@ impl ModelConfig {
     pub fn vocab_size(&self) -> usize {
         match self {
             ModelConfig::Gpt(gpt) => gpt.vocab_size,
+            ModelConfig::Coeus(coeus) => coeus.vocab_size,
         }
     }
 
@@ -61,7 +70,24 @@ impl ModelConfig {
     pub fn parameter_count(&self) -> u64 {
         match self {
             ModelConfig::Gpt(gpt) => gpt.parameter_count(),
+            ModelConfig::Coeus(coeus) => coeus.parameter_count(),
         }
+    }
+
+    fn vocab_size_mut(&mut self) -> &mut usize {
+        match self {
+            ModelConfig::Gpt(gpt) => &mut gpt.vocab_size,
+            ModelConfig::Coeus(coeus) => &mut coeus.vocab_size,
+        }
+    }
+
+    /// The most numbers that a token becomes in any tensor.
+    fn widest(&self) -> usize {
+        let (vocab_size, ff_width, width) = match self {
+            ModelConfig::Gpt(gpt) => (gpt.vocab_size, gpt.ff_width, gpt.width),
+            ModelConfig::Coeus(coeus) => (coeus.vocab_size, coeus.ff_width, coeus.width),
+        };
+        vocab_size.max(ff_width).max(width)
     }
 }
 
@@ -109,6 +135,7 @@ impl Config {
     pub fn resolve(&mut self) {
         match &mut self.model {
             ModelConfig::Gpt(gpt) => gpt.resolve(),
+            ModelConfig::Coeus(coeus) => coeus.resolve(),
         }
         if self.schedule.decay_steps == 0 {
             self.schedule.decay_steps = self.train.steps;
@@ -119,6 +146,7 @@ impl Config {
     pub fn validate(&self) -> Result<()> {
         match &self.model {
             ModelConfig::Gpt(gpt) => gpt.validate()?,
+            ModelConfig::Coeus(coeus) => coeus.validate()?,
         }
         self.data.validate()?;
         self.tokenizer.validate()?;
@@ -132,9 +160,7 @@ impl Config {
     /// Refuses a micro-batch whose largest tensor has more bytes than can be counted.
     fn check_step_size(&self) -> Result<()> {
         const MOST_ELEMENTS: u128 = 1 << 48;
-        let ModelConfig::Gpt(gpt) = &self.model;
-        let (batch, context) = (self.train.batch_size, gpt.context);
-        let widest = gpt.vocab_size.max(gpt.ff_width).max(gpt.width);
+        let (batch, context, widest) = (self.train.batch_size, self.model.context(), self.model.widest());
         if batch as u128 * context as u128 * widest as u128 > MOST_ELEMENTS {
             return Err(Error::Config(format!(
                 "train.batch_size = {batch} x model.context = {context} x {widest} (the widest of model.width, model.ff_width, model.vocab_size) is beyond any memory; use smaller ones"
@@ -148,14 +174,13 @@ impl Config {
     /// # Errors
     /// `Error::Config` when `model.vocab_size` is fixed below `tokenizer_size`.
     pub fn set_vocab_size(&mut self, tokenizer_size: usize) -> Result<()> {
-        let ModelConfig::Gpt(gpt) = &mut self.model;
-        if gpt.vocab_size == 0 {
-            gpt.vocab_size = tokenizer_size;
+        let vocab_size = self.model.vocab_size_mut();
+        if *vocab_size == 0 {
+            *vocab_size = tokenizer_size;
         }
-        if gpt.vocab_size < tokenizer_size {
+        if *vocab_size < tokenizer_size {
             return Err(Error::Config(format!(
-                "model.vocab_size = {} but the tokenizer has {tokenizer_size} tokens; use 0 to take the tokenizer's size, or a larger value",
-                gpt.vocab_size
+                "model.vocab_size = {vocab_size} but the tokenizer has {tokenizer_size} tokens; use 0 to take the tokenizer's size, or a larger value"
             )));
         }
         Ok(())

@@ -17,8 +17,28 @@ macro_rules! presets {
 }
 
 /// Every preset; the first is what `train` runs when asked for nothing in particular.
-pub const PRESETS: &[Preset] =
-    presets!["minigpt", "minigpt-medium", "minigpt-large", "shakespeare-char-cpu", "shakespeare-char"];
+pub const PRESETS: &[Preset] = presets![
+    "minigpt",
+    "minigpt-medium",
+    "minigpt-large",
+    "shakespeare-char-cpu",
+    "shakespeare-char",
+    "coeus-v1-tiny",
+    "coeus-v1-mini",
+    "coeus-v1-nano",
+    "coeus-v2-tiny",
+    "coeus-v2-mini",
+    "coeus-v2-nano",
+    "coeus-v2.5-tiny",
+    "coeus-v2.5-mini",
+    "coeus-v2.5-nano",
+    "coeus-v2.6-tiny",
+    "coeus-v2.6-mini",
+    "coeus-v2.6-nano",
+    "coeus-v3.0-tiny",
+    "coeus-v3.0-mini",
+    "coeus-v3.0-nano"
+];
 
 pub(super) fn find(name: &str) -> Result<&'static Preset> {
     if let Some(preset) = PRESETS.iter().find(|preset| preset.name == name) {

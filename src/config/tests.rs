@@ -1,8 +1,10 @@
 use super::*;
 
 fn gpt(config: &Config) -> &GptConfig {
-    let ModelConfig::Gpt(gpt) = &config.model;
-    gpt
+    match &config.model {
+        ModelConfig::Gpt(gpt) => gpt,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn shape(width: usize, heads: usize, layers: usize, ff_width: usize, vocab_size: usize) -> GptConfig {

@@ -1,5 +1,6 @@
 //! Models: functions that write graphs from a config, and what trains and runs them on a device.
 
+pub mod coeus;
 pub mod gpt;
 pub mod language_model;
 pub mod session;

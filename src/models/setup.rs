@@ -1,5 +1,6 @@
 //! From a configuration to a model on a device.
 
+use super::coeus::Coeus;
 use super::gpt::Gpt;
 use super::session::{Step, TrainingPlans};
 use super::{LanguageModel, Session};
@@ -12,6 +13,7 @@ use crate::tokenizer::Tokenizer;
 pub fn model(config: &ModelConfig) -> Result<Box<dyn LanguageModel>> {
     match config {
         ModelConfig::Gpt(gpt) => Ok(Box::new(Gpt::new(gpt.clone())?)),
+        ModelConfig::Coeus(coeus) => Ok(Box::new(Coeus::new(coeus.clone())?)),
     }
 }
 

@@ -21,6 +21,13 @@ impl Builder {
         })
     }
 
+    /// [`Builder::linear`] with a bias that starts from `bias`.
+    pub fn linear_from(&mut self, name: &str, x: Value, outputs: usize, init: Init, bias: Init) -> Result<Value> {
+        let y = self.linear(name, x, outputs, false, init)?;
+        let bias = self.scoped(name, |b| b.parameter("bias", &[outputs], bias))?;
+        self.graph.add(y, bias)
+    }
+
     /// Normalises the last axis, with gain `weight` and, for LayerNorm, an optional `bias`.
     pub fn norm(&mut self, name: &str, x: Value, kind: Norm, bias: bool, eps: f64) -> Result<Value> {
         self.scoped(name, |b| {

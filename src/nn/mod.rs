@@ -23,6 +23,8 @@ pub enum Init {
     Normal(f64),
     /// U(-bound, bound)
     Uniform(f64),
+    /// From the first number to the second, evenly over the elements.
+    Spread(f64, f64),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +51,10 @@ impl Parameter {
         match self.init {
             Init::Zeros => {}
             Init::Ones => data.fill(1.0),
+            Init::Spread(first, last) => {
+                let steps = data.len().saturating_sub(1).max(1) as f64;
+                data.iter_mut().enumerate().for_each(|(i, v)| *v = (first + (last - first) * i as f64 / steps) as f32);
+            }
             Init::Normal(std) => {
                 philox::fill_normal(seed, philox::stream(&self.name), &mut data);
                 data.iter_mut().for_each(|v| *v = (*v as f64 * std) as f32);
