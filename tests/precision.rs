@@ -284,7 +284,7 @@ fn sixteen_bits_save_the_activations_they_should() {
         config.set_vocab_size(64).unwrap();
         let report = setup::training_plans(&config, &Device::Cpu).unwrap().report(&Device::Cpu);
         let full = report.memory_f32.clone().unwrap();
-        let lynx_gpu::config::ModelConfig::Gpt(gpt) = &config.model;
+        let lynx_gpu::config::ModelConfig::Gpt(gpt) = &config.model else { panic!("{:?}", config.model) };
         let tokens = (config.train.batch_size * gpt.context) as u64;
         let saved = 2 * tokens * (gpt.layers - 2) as u64 * (6 * gpt.width + 2 * gpt.ff_width) as u64;
         let copies = 2 * report.parameters as u64;
