@@ -18,6 +18,8 @@ use std::collections::HashSet;
 
 /// Smaller changes are never reported: other processes, clocks and the placement of memory make them between any two runs.
 pub const LEAST: f64 = 0.05;
+/// A ceiling that moved by no more is the same machine's.
+const CEILING: f64 = 0.1;
 /// Of the normal distribution, the distance of the quartiles is 1.35 standard deviations, so this is 2.7 standard deviations of a
 /// single sample: a median of many wanders that far only when the whole run was slower. Reports hold hundreds of dots, so one in a
 /// thousand would already be a false alarm in every few comparisons.
@@ -222,10 +224,15 @@ fn change(name: String, old: &Stat, new: &Stat, least: f64) -> Change {
     Change { name, speed: median.exp(), noise, verdict, old: old.median, new: new.median }
 }
 
-/// Of rates, where more is better: the same in reciprocals.
+/// Of a ceiling, by its best rate: that is what roofs are made of, however far apart its samples lie.
 fn rate_change(name: String, old: &Stat, new: &Stat) -> Change {
-    let change = change(name, &old.rate(1.0), &new.rate(1.0), LEAST);
-    Change { old: old.median, new: new.median, ..change }
+    let speed = new.best / old.best;
+    let verdict = match () {
+        _ if speed.ln().abs() <= CEILING.ln_1p() => Verdict::Same,
+        _ if speed > 1.0 => Verdict::Faster,
+        _ => Verdict::Slower,
+    };
+    Change { name, speed, noise: CEILING, verdict, old: old.best, new: new.best }
 }
 
 impl Comparison {

@@ -9,12 +9,13 @@ use crate::device::cpu::Buffer;
 use kernels_cpu::peak::{self, Arithmetic, Traffic};
 use kernels_cpu::threads;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Measures with the number of threads that kernels use now.
 pub fn ceilings(scope: &Scope) -> Result<Ceilings> {
     let n = threads::threads();
     let effort = scope.effort();
+    keep_busy(n);
     let mut ceilings = Ceilings { compute: compute(n, &effort)?, ..Ceilings::default() };
     ceilings.memory = ladder(n, scope)?;
     ceilings.levels = levels::levels(&ceilings.memory, &["L1", "L2", "L3"]);
@@ -22,7 +23,26 @@ pub fn ceilings(scope: &Scope) -> Result<Ceilings> {
         ceilings.strides = strides(scope)?;
     }
     ceilings.overheads = overheads(n, &effort)?;
+    // What took the processors away for a moment is seldom there twice.
+    keep_busy(n);
+    for (peak, again) in ceilings.compute.iter_mut().zip(compute(n, &effort)?) {
+        if again.rate.best > peak.rate.best {
+            *peak = again;
+        }
+    }
     Ok(ceilings)
+}
+
+/// All threads at work for a while. Processors of a virtual machine that have idled may find two of them on one core for some 100 ms,
+/// each with half of it; and clocks take their time to rise.
+fn keep_busy(n: usize) {
+    const LONG: Duration = Duration::from_millis(150);
+    together(n, |_| {
+        let start = Instant::now();
+        while start.elapsed() < LONG {
+            Arithmetic::F32.run(1000);
+        }
+    });
 }
 
 /// Runs `work(thread)` on all threads at once; gives the seconds from when all were ready until the last ended.
@@ -112,6 +132,9 @@ const SMALLEST: usize = 4 << 10;
 /// Below this, stores that bypass the caches cannot be the best ones.
 const STREAM_FROM: usize = 1 << 20;
 
+/// The largest working set is measured so many times more, the best counts.
+const LATER_ROUNDS: usize = 3;
+
 const ACCESSES: [(Access, Traffic); 5] = [
     (Access::Read, Traffic::Read),
     (Access::Write, Traffic::Write),
@@ -131,29 +154,48 @@ fn ladder(n: usize, scope: &Scope) -> Result<Vec<MemoryPoint>> {
         }
     });
     let effort = Effort { seconds: scope.point_seconds(), samples: 15, sample_seconds: scope.point_seconds() / 15.0 };
+    let one = |working_set: usize, access: Access, traffic: Traffic, streaming: bool| -> Result<Option<MemoryPoint>> {
+        let floats = working_set / 4 / n / traffic.arrays() / peak::UNROLL * peak::UNROLL;
+        if floats == 0 {
+            return Ok(None);
+        }
+        let held = floats * 4 * n * traffic.arrays();
+        let moved = floats * 4 * n * traffic.moves();
+        let time = measure(&effort, |passes| {
+            Ok(together(n, |t| {
+                // SAFETY: each thread has its own arrays, of at least `floats` floats in those that are touched.
+                let (a, b, c) = unsafe { arrays[t].parts(floats) };
+                peak::traffic(traffic, streaming, a, b, c, passes);
+            }))
+        })?;
+        Ok(Some(MemoryPoint { access, streaming, working_set: held as u64, rate: time.rate(moved as f64) }))
+    };
     let mut points = Vec::new();
+    let mut places = Vec::new();
     for working_set in scope.working_sets(SMALLEST, largest) {
         for (access, traffic) in ACCESSES {
-            let floats = working_set / 4 / n / traffic.arrays() / peak::UNROLL * peak::UNROLL;
-            if floats == 0 {
-                continue;
-            }
-            let held = floats * 4 * n * traffic.arrays();
-            let moved = floats * 4 * n * traffic.moves();
             let stores = !matches!(access, Access::Read | Access::Update);
             let stores = stores && peak::can_stream() && working_set >= STREAM_FROM;
             for streaming in [false, true] {
                 if streaming && !stores {
                     continue;
                 }
-                let time = measure(&effort, |passes| {
-                    Ok(together(n, |t| {
-                        // SAFETY: each thread has its own arrays, of at least `floats` floats in those that are touched.
-                        let (a, b, c) = unsafe { arrays[t].parts(floats) };
-                        peak::traffic(traffic, streaming, a, b, c, passes);
-                    }))
-                })?;
-                points.push(MemoryPoint { access, streaming, working_set: held as u64, rate: time.rate(moved as f64) });
+                if let Some(point) = one(working_set, access, traffic, streaming)? {
+                    points.push(point);
+                    places.push((working_set, access, traffic, streaming));
+                }
+            }
+        }
+    }
+    // Memory behind the caches is the roof of most operators: what runs beside the program for a moment must not lower it.
+    let last = places.last().map_or(0, |p| p.0);
+    for _ in 0..LATER_ROUNDS {
+        for (point, &(working_set, access, traffic, streaming)) in points.iter_mut().zip(&places) {
+            if working_set == last
+                && let Some(again) = one(working_set, access, traffic, streaming)?
+                && again.rate.best > point.rate.best
+            {
+                *point = again;
             }
         }
     }

@@ -36,8 +36,7 @@ DEVICES
 
 CEILINGS
   arithmetic  FLOP/s (OP/s for integers), counting a multiply-add as two. Long chains of independent multiply-adds in
-              registers, with nothing read from memory; f32, and f16, bf16 or int8 dot products and cooperative matrices where
-              the device has them.
+              registers, with nothing read from memory; f32, and f16, bf16 or int8 dot products where the device has them.
   memory      bytes/s that a loop over arrays reaches, for working sets from 4 KiB to what fits: read, write, copy (one read, one
               write), triad (a = b + s c: two reads, one write) and update (a = a + s b). Bytes read and bytes written both
               count; the read that a cache does by itself before a write does not. Plateaus of that curve are the levels:

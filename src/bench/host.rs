@@ -19,7 +19,7 @@ pub fn describe() -> Host {
 
 /// Bytes that can be allocated without swapping, where the system tells.
 pub fn available_bytes() -> Option<u64> {
-    meminfo("MemAvailable:")
+    crate::device::host::available_bytes()
 }
 
 fn meminfo(field: &str) -> Option<u64> {

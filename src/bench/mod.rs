@@ -78,7 +78,7 @@ impl Scope {
     fn dots_allowance(&self, software: bool) -> Allowance {
         match (self.quick, software) {
             (true, false) => Allowance::new(Some(Duration::from_secs(10)), 0.003, 0.1),
-            (true, true) => Allowance::new(Some(Duration::from_secs(40)), 0.01, 0.3),
+            (true, true) => Allowance::new(Some(Duration::from_secs(20)), 0.01, 0.3),
             (false, _) => Allowance::new(None, 0.02, 0.7),
         }
     }

@@ -89,7 +89,7 @@ pub struct Ceilings {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ComputePeak {
-    /// `f32`, `f16`, `bf16 dot`, `int8 dot`, `cooperative matrix f16`.
+    /// `f32`, `f16`, `bf16 dot`, `int8 dot`.
     pub kind: String,
     /// Operations (multiply and add count two) per second.
     pub rate: Stat,

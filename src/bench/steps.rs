@@ -80,6 +80,18 @@ impl Model {
             _ => tokenizer,
         };
         config.set_vocab_size(tokenizer.vocab_size())?;
+        // A system that promises more memory than it has would end the program without a word.
+        let plan = setup::training_plans(&config, device)?.report(device);
+        if let Some(spare) = plan.available_bytes
+            && plan.total_bytes > spare
+        {
+            let (needed, spare) = (plan.total_bytes >> 20, spare >> 20);
+            return Err(Error::Config(format!(
+                "a training step of {name} needs {needed} MiB on {}, and {spare} MiB are free; use a smaller train.batch_size or \
+                 model.context, or --set run.memory_budget={spare}MiB",
+                plan.device
+            )));
+        }
         let session = setup::training_session(&config, &tokenizer, device.clone())?;
         let (batch, context) = (config.train.batch_size, config.model.context());
         let mut rng = crate::ops::case::SplitMix(1);

@@ -128,13 +128,13 @@ fn ceilings(out: &mut String, device: &DeviceReport, width: usize, pen: &Pen) {
         let meaning = "with fewer, memory is the limit; with more, f32 arithmetic";
         entries(out, "corner", &[told, meaning.into()], width, pen);
     }
-    let stride = c.strides.iter().max_by_key(|s| s.stride_bytes);
+    let strides = [4, 64, 4096].into_iter().filter_map(|bytes| c.strides.iter().find(|s| s.stride_bytes == bytes));
     let moves: Vec<String> =
         [("workgroup memory", &c.workgroup_memory), ("upload", &c.upload), ("download", &c.download)]
             .into_iter()
             .filter_map(|(name, stat)| stat.map(|s| format!("{name} {} {}", units::bandwidth(s.median), spread(&s))))
             .chain(
-                stride.map(|s| {
+                strides.map(|s| {
                     format!("one access every {}: {}", units::size(s.stride_bytes), units::seconds(s.seconds))
                 }),
             )

@@ -5,6 +5,7 @@ use crate::bench::{self, Options, Progress, Report, chart, compare, describe, sc
 use crate::{Error, Result, cache};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -33,18 +34,18 @@ pub struct Args {
     /// Explain every quantity and the chart, and measure nothing
     #[arg(long)]
     describe: bool,
-    /// Without --roofline: preset or TOML file of the model to measure
-    #[arg(short, long, visible_alias = "preset", default_value = "minigpt", value_name = "PRESET|FILE")]
-    config: String,
+    /// Without --roofline: preset or TOML file of the model to measure [default: minigpt]
+    #[arg(short, long, visible_alias = "preset", value_name = "PRESET|FILE", conflicts_with = "roofline")]
+    config: Option<String>,
     /// Change one setting of the model, as in `--set train.batch_size=8`; may be repeated
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "roofline")]
     set: Vec<String>,
     /// Tokens of the prompt (at most the context)
-    #[arg(short = 'p', long, default_value_t = 512, value_name = "N", conflicts_with = "roofline")]
-    prompt: usize,
+    #[arg(short = 'p', long, default_value = "512", value_name = "N", conflicts_with = "roofline")]
+    prompt: NonZeroUsize,
     /// Tokens to generate (at most the context)
-    #[arg(short = 'n', long, default_value_t = 32, value_name = "N", conflicts_with = "roofline")]
-    generate: usize,
+    #[arg(short = 'n', long, default_value = "32", value_name = "N", conflicts_with = "roofline")]
+    generate: NonZeroUsize,
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
@@ -62,12 +63,12 @@ fn tokens(args: Args, json: bool) -> Result<()> {
         return Err(Error::Config(format!("{flag} belongs to --roofline: add it")));
     }
     let options = throughput::Options {
-        config: args.config,
+        config: args.config.unwrap_or_else(|| "minigpt".into()),
         sets: args.set,
         device: args.device,
         quick: args.quick,
-        prompt: args.prompt,
-        generate: args.generate,
+        prompt: args.prompt.get(),
+        generate: args.generate.get(),
     };
     let table = throughput::measure(&options, &mut Spinner::new())?;
     if json {

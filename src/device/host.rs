@@ -1,6 +1,7 @@
 //! The machine around the devices: its CPU and operating system, for listings, manifests and bug reports.
 
 use serde::Serialize;
+use std::path::Path;
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Cpu {
@@ -45,6 +46,26 @@ fn model_of_system() -> Option<String> {
     std::env::var("PROCESSOR_IDENTIFIER").ok()
 }
 
+/// Bytes that can be allocated without swapping and within the limits of the container that the program runs in, where the system
+/// tells (Linux).
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let free = line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024;
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(spare_in_groups(Path::new("/sys/fs/cgroup"), &groups).map_or(free, |spare| spare.min(free)))
+}
+
+/// What the control group (version 2) that `groups` names, and those around it, leave of their limits; none where there is no limit.
+fn spare_in_groups(root: &Path, groups: &str) -> Option<u64> {
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let number = |folder: &Path, name: &str| -> Option<u64> {
+        std::fs::read_to_string(folder.join(name)).ok()?.trim().parse().ok()
+    };
+    let spare = |folder: &Path| Some(number(folder, "memory.max")?.saturating_sub(number(folder, "memory.current")?));
+    root.join(own).ancestors().take_while(|folder| folder.starts_with(root)).filter_map(spare).min()
+}
+
 /// Operating system, its version where it is told, and the architecture.
 pub fn system() -> String {
     let name = std::fs::read_to_string("/etc/os-release").ok().and_then(|text| field(&text, "PRETTY_NAME", '='));
@@ -67,6 +88,24 @@ fn field(text: &str, key: &str, separator: char) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tightest_limit_of_the_groups_around_the_program_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let group = |path: &str, max: &str, current: &str| {
+            let folder = root.path().join(path);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("memory.max"), max).unwrap();
+            std::fs::write(folder.join("memory.current"), current).unwrap();
+        };
+        group("a", "1000\n", "900\n");
+        group("a/b", "max\n", "500\n");
+        group("c", "max\n", "1\n");
+        assert_eq!(spare_in_groups(root.path(), "1:memory:/x\n0::/a/b\n"), Some(100));
+        assert_eq!(spare_in_groups(root.path(), "0::/c\n"), None);
+        assert_eq!(spare_in_groups(root.path(), "0::/\n"), None);
+        assert_eq!(spare_in_groups(root.path(), ""), None);
+    }
 
     #[test]
     fn fields_are_found_by_their_whole_name() {

@@ -257,12 +257,10 @@ impl Session {
     }
 }
 
-/// Free memory where the system tells (Linux: `MemAvailable`); WebGPU does not tell a GPU's.
+/// Free memory where the system tells; WebGPU does not tell a GPU's.
 fn available_bytes(device: &Device) -> Option<u64> {
     if matches!(device, Device::Gpu(c) if !c.caps().software) {
         return None;
     }
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    crate::device::host::available_bytes()
 }
