@@ -98,16 +98,26 @@ impl Figure<'_> {
     fn page(&mut self, report: &Report) {
         let ground = Some((Paint::Ground, 1.0));
         self.shapes.push(Shape::Box { from: (0.0, 0.0), to: (WIDTH, HEIGHT), radius: 0.0, fill: ground, stroke: None });
-        self.text(Text::new((AXES.0.0, 48.0), "Roofline", 30.0).bold());
         let host = &report.host;
+        let gpus = report.devices.iter().filter(|d| d.threads.is_none());
+        let gpus: Vec<&str> = gpus.map(|d| d.name.split(" (").next().unwrap_or(&d.name)).collect();
+        let title = [&[host.cpu.as_str()], &gpus[..]].concat().join(" and ");
+        let title = super::font::fitted(
+            &format!("Roofline of {title}"),
+            30.0,
+            super::font::Weight::SemiBold,
+            AXES.1.0 - AXES.0.0,
+        );
+        self.text(Text::new((AXES.0.0, 48.0), title, 30.0).bold());
         let quick = if report.quick { " \u{b7} quick measurement" } else { "" };
         let power = host.power.as_ref().map_or(String::new(), |p| format!(" \u{b7} on {p}"));
+        // "linux 6.1.0 x86_64, Debian GNU/Linux 12 (bookworm)": what is after the comma is what people call it.
+        let system = host.system.split_once(", ").map_or(host.system.as_str(), |s| s.1);
         let line = format!(
-            "{} \u{b7} {}{quick} \u{b7} lynx-gpu {}{power} \u{b7} {}",
-            host.cpu,
+            "{} cores \u{b7} {system} \u{b7} {}{quick} \u{b7} lynx-gpu {}{power}",
+            host.cores,
             units::date(report.unix_time),
             report.program,
-            host.system
         );
         let line = super::font::fitted(&line, 15.0, super::font::Weight::Regular, AXES.1.0 - AXES.0.0);
         self.text(Text::new((AXES.0.0, 76.0), line, 15.0).paint(Paint::Muted));

@@ -32,7 +32,8 @@ impl<'a> Drawn<'a> {
             Some(_) if name.contains("thread") => name.clone(),
             Some(1) => format!("{name}, one thread"),
             Some(n) => format!("{name}, {n} threads"),
-            None if self.device.software => format!("{name}, software"),
+            // What a software device is comes first: versions and backends are in the table.
+            None if self.device.software => format!("{}, software", name.split(" (").next().unwrap_or(name)),
             None => name.clone(),
         }
     }
