@@ -17,11 +17,6 @@ pub fn describe() -> Host {
     }
 }
 
-/// Bytes that can be allocated without swapping, where the system tells.
-pub fn available_bytes() -> Option<u64> {
-    crate::device::host::available_bytes()
-}
-
 fn meminfo(field: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|l| l.starts_with(field))?;

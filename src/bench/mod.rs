@@ -58,7 +58,7 @@ impl Scope {
     /// Bytes of the largest arrays: far beyond caches, and what memory can spare.
     fn largest_working_set(&self) -> usize {
         let most = if self.quick { 256 << 20 } else { 1 << 30 };
-        let spare = host::available_bytes().map_or(usize::MAX, |b| (b / 8) as usize);
+        let spare = crate::device::host::available_bytes().map_or(usize::MAX, |b| (b / 8) as usize);
         most.min(spare).max(16 << 20)
     }
     /// Powers of two; not in a hurry also what lies between.
@@ -232,7 +232,7 @@ fn dot(
 ) -> Result<Result<Dot, String>> {
     let plan = dots::plan(item)?;
     let needed: u64 = plan.work.buffers.iter().map(|b| b.bytes).sum();
-    if let Some(spare) = host::available_bytes()
+    if let Some(spare) = crate::device::host::available_bytes()
         && needed > spare / 2
     {
         return Ok(Err(format!("needs {} MiB, {} MiB are free", needed >> 20, spare >> 20)));

@@ -1,7 +1,7 @@
 //! The `coeus` model family: a gated linear recurrence beside windowed attention, mixed in every block. Six published versions are
 //! presets of these keys; see docs/coeus.md.
 
-use super::gpt::{FeedForward, Positions};
+use super::gpt::{FeedForward, Positions, check_heads};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -196,36 +196,15 @@ impl CoeusConfig {
                 return fail(format!("model.{key} = {value} is beyond the limit of {LIMIT}"));
             }
         }
-        let (width, heads) = (self.width, self.heads);
-        if !width.is_multiple_of(heads) {
-            let near = width.next_multiple_of(heads);
-            return fail(format!(
-                "model.width = {width} is not divisible by model.heads = {heads}; try width {near}, or a number of heads that divides {width}"
-            ));
-        }
-        if self.kv_heads > heads || (self.kv_heads > 0 && !heads.is_multiple_of(self.kv_heads)) {
-            return fail(format!(
-                "model.heads = {heads} is not divisible by model.kv_heads = {}; each key/value head serves the same number of query heads",
-                self.kv_heads
-            ));
-        }
+        check_heads(self.width, self.heads, self.kv_heads, self.positions)?;
         if self.window > self.context {
             return fail(format!(
                 "model.window = {} is larger than model.context = {}: attention would see the whole context; use a smaller window or a longer context",
                 self.window, self.context
             ));
         }
-        match self.positions {
-            Positions::Rope if !self.head_dim().is_multiple_of(2) => {
-                return fail(format!(
-                    "model.positions = \"rope\" rotates pairs of dimensions, but width {width} / heads {heads} = {} is odd; choose an even head size or learned positions",
-                    self.head_dim()
-                ));
-            }
-            Positions::Sinusoidal | Positions::None => {
-                return fail("model.positions: a coeus model has \"learned\" or \"rope\"".into());
-            }
-            _ => {}
+        if !matches!(self.positions, Positions::Learned | Positions::Rope) {
+            return fail("model.positions: a coeus model has \"learned\" or \"rope\"".into());
         }
         if self.recurrence == Recurrence::Scan && self.share_qkv {
             return fail(
@@ -243,8 +222,11 @@ impl CoeusConfig {
                 "model.fusion = \"judge\" compares branches after their own output projections; use \"alpha\", or share_qkv = false".into(),
             );
         }
-        if self.forget_gate == ForgetGate::MlpHalf && width < 2 {
-            return fail(format!("model.forget_gate = \"mlp_half\" halves model.width = {width}; use at least 2"));
+        if self.forget_gate == ForgetGate::MlpHalf && self.width < 2 {
+            return fail(format!(
+                "model.forget_gate = \"mlp_half\" halves model.width = {}; use at least 2",
+                self.width
+            ));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return fail(format!("model.dropout = {} must be at least 0 and less than 1", self.dropout));

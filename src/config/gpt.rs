@@ -136,6 +136,29 @@ impl Default for GptConfig {
     }
 }
 
+/// Refuses heads that do not divide the width or each other, and heads that RoPE cannot turn in pairs: for every family with heads.
+pub(super) fn check_heads(width: usize, heads: usize, kv_heads: usize, positions: Positions) -> Result<()> {
+    let fail = |message: String| Err(Error::Config(message));
+    if !width.is_multiple_of(heads) {
+        let near = width.next_multiple_of(heads);
+        return fail(format!(
+            "model.width = {width} is not divisible by model.heads = {heads}; try width {near}, or a number of heads that divides {width}"
+        ));
+    }
+    if kv_heads > heads || (kv_heads > 0 && !heads.is_multiple_of(kv_heads)) {
+        return fail(format!(
+            "model.heads = {heads} is not divisible by model.kv_heads = {kv_heads}; each key/value head serves the same number of query heads"
+        ));
+    }
+    if positions == Positions::Rope && !(width / heads).is_multiple_of(2) {
+        return fail(format!(
+            "model.positions = \"rope\" rotates pairs of dimensions, but width {width} / heads {heads} = {} is odd; choose an even head size or other positions",
+            width / heads
+        ));
+    }
+    Ok(())
+}
+
 impl GptConfig {
     /// Replaces every "0 = derived" field but `vocab_size` and `window` by its value, and drops the bias RMSNorm does not have.
     pub fn resolve(&mut self) {
@@ -189,25 +212,8 @@ impl GptConfig {
                 return fail(format!("model.{key} is 0; it must be at least 1"));
             }
         }
-        let (width, heads) = (self.width, self.heads);
-        if !width.is_multiple_of(heads) {
-            let near = width.next_multiple_of(heads);
-            return fail(format!(
-                "model.width = {width} is not divisible by model.heads = {heads}; try width {near}, or a number of heads that divides {width}"
-            ));
-        }
-        if self.kv_heads > heads || (self.kv_heads > 0 && !heads.is_multiple_of(self.kv_heads)) {
-            return fail(format!(
-                "model.heads = {heads} is not divisible by model.kv_heads = {}; each key/value head serves the same number of query heads",
-                self.kv_heads
-            ));
-        }
-        if self.positions == Positions::Rope && !self.head_dim().is_multiple_of(2) {
-            return fail(format!(
-                "model.positions = \"rope\" rotates pairs of dimensions, but width {width} / heads {heads} = {} is odd; choose an even head size or other positions",
-                self.head_dim()
-            ));
-        }
+        check_heads(self.width, self.heads, self.kv_heads, self.positions)?;
+        let width = self.width;
         if self.positions == Positions::Sinusoidal && !width.is_multiple_of(2) {
             return fail(format!("model.positions = \"sinusoidal\" needs an even model.width, not {width}"));
         }

@@ -40,6 +40,17 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// JSON for people to read, with a line end.
+pub fn pretty(value: &serde_json::Value) -> String {
+    serde_json::to_string_pretty(value).expect("a JSON value is valid JSON") + "\n"
+}
+
+/// Reads the JSON file that describes a corpus.
+pub fn read_manifest(path: &Path) -> Result<serde_json::Value> {
+    serde_json::from_str(&read_utf8(path)?)
+        .map_err(|e| Error::Data(format!("{}: not JSON: {e} (write the corpus again)", path.display())))
+}
+
 /// Reads a UTF-8 file. A byte that is not UTF-8 is reported with its offset and line (1-based).
 pub fn read_utf8(path: &Path) -> Result<String> {
     if path.is_dir() {

@@ -35,10 +35,14 @@ fn numbers(pattern: &str, text: &str) -> Option<Vec<i64>> {
     fields(pattern, text)?.into_iter().map(whole).collect()
 }
 
+/// Larger numbers are in no text that the generator writes: sums and products of these stay far from overflow, and trying all
+/// divisors ends soon.
+const LARGEST: i64 = 100_000_000;
+
 /// A number as it is written: no sign but a minus, no needless zeros.
 fn whole(text: &str) -> Option<i64> {
     let n: i64 = text.parse().ok()?;
-    (n.to_string() == text).then_some(n)
+    (n.to_string() == text && n.abs() <= LARGEST).then_some(n)
 }
 
 fn list(text: &str) -> Option<Vec<i64>> {
@@ -143,6 +147,7 @@ pub fn arithmetic(question: &str, reply: &Reply) -> Result<(), String> {
             for step in &reply.steps {
                 let n = numbers("Multiply {} by {}: {}, shift {}, add to {}: {}", step)
                     .ok_or_else(|| format!("{step:?} is no step of a product"))?;
+                right(left > 0 || shift == 0, || format!("{step:?} comes after the last digit"))?;
                 let by = left % 10;
                 let next = total + a * by * 10i64.pow(shift);
                 right(n == [a, by, a * by, i64::from(shift), total, next], || format!("{step:?} is wrong"))?;
@@ -233,6 +238,10 @@ pub fn validity(question: &str) -> Option<(bool, &str)> {
         if implications.len() + given.len() != premises.len() {
             return None;
         }
+        // All worlds are tried, and no argument is about more clauses than this.
+        if names.len() > 8 {
+            return None;
+        }
         let goal = clause(asked, &names)?;
         let valid = (0..1u32 << names.len()).all(|world| {
             let value = |name: &str| names.iter().position(|&n| n == name).is_some_and(|at| world >> at & 1 == 1);
@@ -308,6 +317,7 @@ pub fn pseudocode(question: &str, reply: &Reply) -> Result<(), String> {
     };
     if let Some(f) = asked("How to sort {} in {} order?") {
         let mut now = list(f[0]).ok_or("no list")?;
+        right(!now.is_empty(), || "an empty list".into())?;
         let mut wanted = now.clone();
         wanted.sort_unstable();
         if f[1] == "descending" {
@@ -338,6 +348,7 @@ pub fn pseudocode(question: &str, reply: &Reply) -> Result<(), String> {
         return concludes(reply, &format!("{wanted:?}"));
     }
     if let Some(numbers) = one_list("How to find the maximum of {}?") {
+        right(!numbers.is_empty(), || "an empty list".into())?;
         let best = |upto: usize| *numbers[..upto].iter().max().expect("not empty");
         let expected = (0..numbers.len()).map(|i| match (i, numbers[i]) {
             (0, v) => format!("start with best = {v}"),
@@ -366,6 +377,7 @@ pub fn pseudocode(question: &str, reply: &Reply) -> Result<(), String> {
     }
     if let Some(f) = asked("How to find gcd({}, {})?") {
         let (u, v) = (whole(f[0]).ok_or("no number")?, whole(f[1]).ok_or("no number")?);
+        right(u > 0 && v > 0, || "a divisor of numbers that are not positive".into())?;
         let mut rests = vec![u, v];
         while rests[rests.len() - 1] != 0 {
             rests.push(rests[rests.len() - 2] % rests[rests.len() - 1]);
@@ -443,6 +455,28 @@ mod tests {
                     assert!(check(kind, &changed).is_err(), "{changed}");
                 }
             }
+        }
+    }
+
+    /// Anyone can write a corpus by hand: no text makes the judge panic or try for ever.
+    #[test]
+    fn texts_that_nobody_generates_are_refused() {
+        let product = (2..40)
+            .map(|i| format!("Step {i}: Multiply 5 by 0: 0, shift {}, add to 30: 30. ", i - 1))
+            .collect::<String>();
+        let premises: String = (0..40).map(|i| format!("If a{i} then b{i}. ")).collect();
+        for (kind, text) in [
+            (Kind::Pseudocode, "User: How to sort [] in ascending order?\nCoeus: Step 1: iterate and swap neighbours out of order: 0 swaps, []. Therefore [].\n\n".to_owned()),
+            (Kind::Pseudocode, "User: How to find the maximum of []?\nCoeus: Step 1: x. Therefore 0.\n\n".into()),
+            (Kind::Pseudocode, "User: How to find gcd(9223372036854775807, 2)?\nCoeus: Step 1: x. Therefore 1.\n\n".into()),
+            (Kind::Pseudocode, "User: How to find gcd(-9, 0)?\nCoeus: Step 1: x. Therefore 1.\n\n".into()),
+            (Kind::Arithmetic, format!("User: Calculate 5 * 6.\nCoeus: Step 1: Multiply 5 by 6: 30, shift 0, add to 0: 30. {product}Therefore 30.\n\n")),
+            (Kind::Arithmetic, "User: Calculate 9223372036854775807 + 1.\nCoeus: Step 1: x. Therefore 1.\n\n".into()),
+            (Kind::Syllogism, format!("User: {premises}We know a0. Does it follow that b0?\nCoeus: Step 1: This is modus ponens. Step 2: x. Thus b0. Valid.\n\n")),
+            (Kind::Syllogism, "User: Does it follow that ?\nCoeus: Step 1: x. Thus . Valid.\n\n".into()),
+            (Kind::Arithmetic, "\u{4e2d}\n\n".into()),
+        ] {
+            assert!(check(kind, &text).is_err(), "{text}");
         }
     }
 

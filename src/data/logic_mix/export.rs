@@ -3,7 +3,7 @@
 
 use super::literature::{blocks, clean, overlap, split_of};
 use super::{Kind, Split, check, document, documents};
-use crate::data::files::{read_utf8, sha256_hex, write_atomic};
+use crate::data::files::{self, pretty, read_utf8, sha256_hex, write_atomic};
 use crate::data::{Layout, Part, TextCorpus};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -50,10 +50,6 @@ pub struct Corpus {
 
 fn file_name(split: Split, kind: Kind) -> String {
     format!("{}.{}.jsonl", split.name(), kind.name())
-}
-
-fn pretty(value: &Value) -> String {
-    serde_json::to_string_pretty(value).expect("a JSON value is valid JSON") + "\n"
 }
 
 #[derive(Default)]
@@ -171,9 +167,7 @@ pub fn write(folder: &Path, options: &Options) -> Result<Value> {
 
 /// The manifest of a folder, or nothing if the folder holds another corpus.
 pub fn read_manifest(folder: &Path) -> Result<Option<Value>> {
-    let path = folder.join(MANIFEST);
-    let manifest: Value = serde_json::from_str(&read_utf8(&path)?)
-        .map_err(|e| Error::Data(format!("{}: not JSON: {e} (write the corpus again)", path.display())))?;
+    let manifest = files::read_manifest(&folder.join(MANIFEST))?;
     Ok((manifest["name"] == NAME).then_some(manifest))
 }
 

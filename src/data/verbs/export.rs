@@ -5,7 +5,7 @@ use super::rows::{ErrorType, LABEL_CORRECT, Row, generate, to_jsonl};
 use super::split::{Policy, Splits, split};
 use super::validate::{Report, parse_jsonl, validate, validate_splits};
 use super::{CORPUS_NAME, CORPUS_VERSION, Person, Tense, grammar, language_model_row};
-use crate::data::files::{read_utf8, sha256_hex, write_atomic};
+use crate::data::files::{self, pretty, read_utf8, sha256_hex, write_atomic};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -14,10 +14,6 @@ use std::path::Path;
 pub const MANIFEST: &str = "MANIFEST.json";
 const ALL_ROWS: &str = "all_rows.jsonl";
 const REPORT: &str = "validation_report.json";
-
-fn pretty(value: &Value) -> String {
-    serde_json::to_string_pretty(value).expect("a JSON value is valid JSON") + "\n"
-}
 
 fn count_by<'a>(rows: &'a [Row], key: impl Fn(&'a Row) -> Option<&'a str>) -> BTreeMap<&'a str, usize> {
     let mut counts = BTreeMap::new();
@@ -120,9 +116,7 @@ pub fn write_corpus(folder: &Path, seed: u64, policy: &Policy) -> Result<Value> 
 }
 
 pub fn read_manifest(folder: &Path) -> Result<Value> {
-    let path = folder.join(MANIFEST);
-    serde_json::from_str(&read_utf8(&path)?)
-        .map_err(|e| Error::Data(format!("{}: not JSON: {e} (write the corpus again)", path.display())))
+    files::read_manifest(&folder.join(MANIFEST))
 }
 
 /// Checks a written corpus: every file against its hash in the manifest, the twelve row checks and the split checks.
