@@ -97,9 +97,14 @@ fn chosen_split(args: &Args, opened: &Opened, data: &Prepared) -> Result<(String
     if let Some(path) = &args.data {
         // Read as running text, whatever the run was trained on.
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let tokens = opened.tokenizer.encode(&text)?;
+        let text = if opened.config.data.lowercase { text.to_lowercase() } else { text };
         let name = path.display().to_string();
-        return Ok((name.clone(), Arc::new(TokenSplit::stream(&name, tokens))));
+        let tokens = opened.tokenizer.encode(&text)?;
+        let mut split = TokenSplit::stream(&name, tokens);
+        // The first token is given, not predicted.
+        let given = split.tokens.first().map_or(Ok(0), |&id| opened.tokenizer.decode(&[id]).map(|t| t.len()))?;
+        split.scored_bytes = text.len().saturating_sub(given);
+        return Ok((name, Arc::new(split)));
     }
     Ok(match args.split {
         Split::Train => ("train".into(), data.corpus.train.clone()),

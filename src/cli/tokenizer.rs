@@ -33,7 +33,7 @@ enum Command {
         /// Where merges may not cross: none (lines only) or whitespace
         #[arg(long, default_value = "none")]
         pre_split: String,
-        /// Special tokens with ids from 0; the default depends on the data, `none` means none
+        /// Special tokens with ids from 0 (byte: from 256); the default depends on the data and kind, `none` means none
         #[arg(long, value_delimiter = ',')]
         special: Option<Vec<String>>,
         /// Folder to write
@@ -115,13 +115,14 @@ fn train(data: &str, kind: &str, vocab: usize, pre_split: &str, special: Option<
     let specials = match special {
         Some(names) if names == ["none"] => SpecialTokens::none(),
         Some(names) => SpecialTokens::new(names)?,
+        None if kind == "byte" => SpecialTokens::of_bytes(),
         // Rows need a boundary. Running text needs none, but a bpe tokenizer is likely to be used for other text too.
         None if corpus.layout == Layout::Rows || kind == "bpe" => SpecialTokens::default(),
         None => SpecialTokens::none(),
     };
     match Kind::parse(kind)? {
         Kind::Char => Ok(Tokenizer::Char(crate::tokenizer::CharTokenizer::train(corpus.documents(), specials)?)),
-        Kind::Byte => Ok(Tokenizer::Byte(crate::tokenizer::ByteTokenizer::new(specials))),
+        Kind::Byte => Ok(Tokenizer::Byte(crate::tokenizer::ByteTokenizer::new(specials.after_bytes()))),
         Kind::Bpe { vocab_size } => {
             let vocab_size = if kind == "bpe" { vocab } else { vocab_size };
             let options = BpeOptions { vocab_size, specials, pre_split };

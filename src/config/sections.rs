@@ -3,7 +3,7 @@
 use super::size;
 use crate::data::verbs::DEFAULT_SEED;
 use crate::data::verbs::split::Policy;
-use crate::data::{CorpusSource, Layout, Sampling};
+use crate::data::{CorpusSource, Layout, Sampling, TextCorpus};
 use crate::error::{Error, Result};
 use crate::graph::Precision;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,8 @@ pub struct DataConfig {
     pub source: String,
     /// Text files: the last part of the text, by characters, is the validation split.
     pub val_fraction: f64,
+    /// Text files: capital letters are read as small ones.
+    pub lowercase: bool,
     /// Verb corpus: what is held out, as `lynx-gpu data verbs` takes it (`verbs_4`, `verb-tense`, `tense:NAME`, ...).
     pub heldout: String,
     /// Verb corpus: seed of its generator.
@@ -54,6 +56,15 @@ impl DataConfig {
     /// The corpus this section names.
     pub fn corpus_source(&self) -> Result<CorpusSource> {
         Ok(CorpusSource::parse(&self.source, self.corpus_seed, Policy::parse(&self.heldout)?, self.val_fraction))
+    }
+
+    /// The text of the corpus this section names.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn load(&self) -> Result<TextCorpus> {
+        let corpus = self.corpus_source()?.load()?;
+        Ok(if self.lowercase { corpus.lowercase() } else { corpus })
     }
 }
 
@@ -189,6 +200,7 @@ impl Default for DataConfig {
         Self {
             source: "verbs".into(),
             val_fraction: 0.1,
+            lowercase: false,
             heldout: "verbs_4".into(),
             corpus_seed: DEFAULT_SEED,
             batching: Batching::Auto,
@@ -269,8 +281,15 @@ impl DataConfig {
             return fail(format!("data.val_fraction = {} must lie between 0 and 1", self.val_fraction));
         }
         Policy::parse(&self.heldout).map_err(|error| Error::Config(format!("data.heldout: {error}")))?;
+        let file = matches!(self.corpus_source()?, CorpusSource::File { .. });
+        if self.lowercase && !file {
+            return fail(format!(
+                "data.lowercase is for text files, and data.source = \"{}\" is a corpus of its own; leave it out",
+                self.source
+            ));
+        }
         let rows_wanted = matches!(self.batching, Batching::Packed | Batching::Padded);
-        if rows_wanted && matches!(self.corpus_source()?, CorpusSource::File { .. }) {
+        if rows_wanted && file {
             return fail(format!(
                 "data.batching needs the rows of the verb corpus, but data.source = \"{}\" is running text; use \"auto\" or \"windows\"",
                 self.source

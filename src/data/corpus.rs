@@ -92,6 +92,17 @@ impl TextCorpus {
         super::files::hex(&hash.finalize())
     }
 
+    /// The same documents in small letters.
+    pub fn lowercase(mut self) -> Self {
+        for document in self.train.iter_mut().chain(&mut self.val).chain(&mut self.test) {
+            *document = document.to_lowercase();
+        }
+        for part in &mut self.parts {
+            part.bytes = Self::bytes(&self.train[part.documents.clone()]);
+        }
+        self
+    }
+
     /// UTF-8 bytes of a split's documents.
     pub fn bytes(documents: &[String]) -> usize {
         documents.iter().map(String::len).sum()

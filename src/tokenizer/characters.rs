@@ -80,7 +80,8 @@ impl CharTokenizer {
     }
 }
 
-/// One id a byte, after the special tokens: any text has an encoding.
+/// One id a byte: any text has an encoding. The special tokens' ids begin at 256 ([`SpecialTokens::of_bytes`], 259 ids in all), or at 0
+/// with the bytes after them, as tokenizers of earlier versions have it.
 #[derive(Clone, Debug)]
 pub struct ByteTokenizer {
     specials: SpecialTokens,
@@ -99,8 +100,13 @@ impl ByteTokenizer {
         self.specials.len() + 256
     }
 
+    /// The id of byte 0.
+    fn first_byte(&self) -> u32 {
+        if self.specials.first() == 0 { self.specials.len() as u32 } else { 0 }
+    }
+
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let first = self.specials.len() as u32;
+        let first = self.first_byte();
         let mut ids = Vec::with_capacity(text.len());
         for piece in self.specials.split(text) {
             match piece {
@@ -114,7 +120,7 @@ impl ByteTokenizer {
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         match self.specials.name(id) {
             Some(name) => Some(name.as_bytes().to_vec()),
-            None => u8::try_from(id as usize - self.specials.len()).ok().map(|b| vec![b]),
+            None => u8::try_from(id.checked_sub(self.first_byte())?).ok().map(|b| vec![b]),
         }
     }
 }
@@ -150,5 +156,17 @@ mod tests {
         assert_eq!((t.vocab_size(), t.encode("é\0")), (256, vec![0xc3, 0xa9, 0]));
         assert_eq!(Tokenizer::Byte(t.clone()).decode(&[0xc3, 0xa9, 0xff]).unwrap(), "é\u{fffd}");
         assert_eq!(t.token_bytes(256), None);
+    }
+
+    #[test]
+    fn a_byte_tokenizer_has_259_ids_the_bytes_first() {
+        let t = ByteTokenizer::new(SpecialTokens::of_bytes());
+        assert_eq!(t.vocab_size(), 259);
+        assert!((0..=255).all(|byte| t.token_bytes(u32::from(byte)) == Some(vec![byte])));
+        assert_eq!(t.encode("A<|startoftext|><|endoftext|><|pad|>\u{7f}"), [65, 256, 257, 258, 127]);
+        assert_eq!((t.token_bytes(259), t.token_bytes(u32::MAX)), (None, None));
+        let t = Tokenizer::Byte(t);
+        assert_eq!((t.boundary_id(), t.pad_id()), (Some(257), Some(258)));
+        assert_eq!(t.decode_with(&[257, 104, 105, 257], true).unwrap(), "hi");
     }
 }

@@ -120,8 +120,8 @@ fn document(specials: &SpecialTokens, pre_tokenizer: Value, decoder: Value, mode
     let added: Vec<Value> = specials
         .names()
         .iter()
-        .enumerate()
-        .map(|(id, name)| {
+        .zip(specials.first()..)
+        .map(|(name, id)| {
             json!({
                 "id": id, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": false, "special": true,
@@ -162,7 +162,12 @@ fn bpe_document<'a>(
 ) -> Value {
     let bytes = (0..=255u8).map(|b| byte_level(&[b]));
     let joined = merges.clone().map(|(left, right)| byte_level(left) + &byte_level(right));
-    let vocab = vocabulary(specials.names().iter().cloned().chain(bytes).chain(joined));
+    let names = || specials.names().iter().cloned();
+    let vocab = match specials.first() {
+        0 => vocabulary(names().chain(bytes).chain(joined)),
+        // A byte tokenizer: it has no merges.
+        _ => vocabulary(bytes.chain(names())),
+    };
     let merges: Vec<Value> = merges.map(|(left, right)| json!([byte_level(left), byte_level(right)])).collect();
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -214,6 +219,8 @@ pub(super) fn recognise(value: &Value) -> Option<Tokenizer> {
                 .collect::<Option<_>>()?;
             let split = value["pre_tokenizer"]["type"] == "Sequence";
             if merges.is_empty() && !split {
+                let bytes_first = added.first().is_some_and(|token| token["id"] == 256);
+                let specials = if bytes_first { specials.after_bytes() } else { specials };
                 return Some(Tokenizer::Byte(ByteTokenizer::new(specials)));
             }
             let pre_split = if split { PreSplit::Whitespace } else { PreSplit::None };

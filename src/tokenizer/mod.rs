@@ -13,7 +13,7 @@ pub mod stream;
 pub use bpe::{BpeOptions, BpeTokenizer, PreSplit};
 pub use characters::{ByteTokenizer, CharTokenizer};
 pub use huggingface::HfTokenizer;
-pub use special::{BOUNDARY, DEFAULT_SPECIALS, PAD, SpecialTokens};
+pub use special::{BOUNDARY, BYTE_SPECIALS, DEFAULT_SPECIALS, PAD, START, SpecialTokens};
 pub use stream::StreamDecoder;
 
 use crate::data::corpus::{Layout, TextCorpus};
@@ -37,7 +37,7 @@ pub enum Tokenizer {
 pub enum Kind {
     /// Sorted unique characters.
     Char,
-    /// The 256 bytes.
+    /// The 256 bytes, then beginning, boundary and padding: 259 ids.
     Byte,
     /// Byte-level BPE with this many ids, special tokens included.
     Bpe { vocab_size: usize },
@@ -65,13 +65,13 @@ impl Kind {
 
 impl Tokenizer {
     /// Builds a tokenizer for a corpus from all its splits: a row corpus gets the four special tokens, running text
-    /// (which has no boundaries) gets none from `char` and `byte`.
+    /// (which has no boundaries) gets none from `char`. `byte` is the same for every corpus.
     pub fn for_corpus(corpus: &TextCorpus, kind: Kind) -> Result<Tokenizer> {
         let rows = corpus.layout == Layout::Rows;
         let specials = if rows { SpecialTokens::default() } else { SpecialTokens::none() };
         match kind {
             Kind::Char => Ok(Tokenizer::Char(CharTokenizer::train(corpus.documents(), specials)?)),
-            Kind::Byte => Ok(Tokenizer::Byte(ByteTokenizer::new(specials))),
+            Kind::Byte => Ok(Tokenizer::Byte(ByteTokenizer::new(SpecialTokens::of_bytes()))),
             Kind::Bpe { vocab_size } => {
                 let options = BpeOptions { vocab_size, ..BpeOptions::default() };
                 Ok(Tokenizer::Bpe(BpeTokenizer::train(corpus.documents(), &options)?))
@@ -216,6 +216,7 @@ impl Tokenizer {
             "kind": self.kind(),
             "vocab_size": self.vocab_size(),
             "special_tokens": specials.names(),
+            "first_special": specials.first(),
         });
         if let Tokenizer::Bpe(bpe) = self {
             config["pre_split"] = bpe.pre_split().name().into();
@@ -277,7 +278,12 @@ impl Tokenizer {
             config["special_tokens"].as_array().and_then(|a| a.iter().map(|v| v.as_str().map(str::to_owned)).collect());
         let specials = SpecialTokens::new(names.ok_or_else(|| bad("config.json has no list special_tokens"))?)?;
         let tokenizer = match config["kind"].as_str() {
-            Some("byte") => Tokenizer::Byte(ByteTokenizer::new(specials)),
+            Some("byte") => {
+                // Absent from folders of versions that had the special tokens first.
+                let bytes_first = config["first_special"] == 256;
+                let specials = if bytes_first { specials.after_bytes() } else { specials };
+                Tokenizer::Byte(ByteTokenizer::new(specials))
+            }
             Some("char") => {
                 let entries = vocab.as_array().ok_or_else(|| bad("vocab.json is not a list"))?;
                 let characters: Option<Vec<char>> = entries

@@ -10,19 +10,24 @@ pub const PAD: &str = "<|pad|>";
 /// wrong form and its correction.
 pub const DEFAULT_SPECIALS: [&str; 4] = [PAD, BOUNDARY, "<|unk|>", "<|sep|>"];
 
+/// The first document's beginning, for those who want one: ids 256 to 258 of a byte tokenizer are this, the boundary and padding.
+pub const START: &str = "<|startoftext|>";
+pub const BYTE_SPECIALS: [&str; 3] = [START, BOUNDARY, PAD];
+
 /// What other tokenizers call the boundary, most telling name first.
 pub(crate) const BOUNDARY_NAMES: [&str; 6] = [BOUNDARY, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]"];
 pub(crate) const PAD_NAMES: [&str; 4] = [PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"];
 
-/// The special tokens of a tokenizer; their ids are their places, from 0.
+/// The special tokens of a tokenizer; their ids follow one another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpecialTokens {
     names: Vec<String>,
+    first: u32,
 }
 
 impl Default for SpecialTokens {
     fn default() -> Self {
-        Self { names: DEFAULT_SPECIALS.map(str::to_owned).to_vec() }
+        Self { names: DEFAULT_SPECIALS.map(str::to_owned).to_vec(), first: 0 }
     }
 }
 
@@ -35,7 +40,12 @@ pub(crate) enum Piece<'a> {
 
 impl SpecialTokens {
     pub fn none() -> Self {
-        Self { names: vec![] }
+        Self { names: vec![], first: 0 }
+    }
+
+    /// Those of a byte tokenizer: ids 256, 257 and 258, so that ids 0 to 255 are the bytes.
+    pub fn of_bytes() -> Self {
+        Self { names: BYTE_SPECIALS.map(str::to_owned).to_vec(), first: 256 }
     }
 
     /// Refuses repeated names, and names that could be mistaken for text: at least two printable ASCII characters.
@@ -50,7 +60,17 @@ impl SpecialTokens {
                 return Err(Error::Data(format!("special token {i} '{name}' is named twice")));
             }
         }
-        Ok(Self { names })
+        Ok(Self { names, first: 0 })
+    }
+
+    /// The same names with ids after those of the bytes instead of before them.
+    pub fn after_bytes(self) -> Self {
+        Self { first: 256, ..self }
+    }
+
+    /// The smallest id: 0 or 256.
+    pub fn first(&self) -> u32 {
+        self.first
     }
 
     pub fn names(&self) -> &[String] {
@@ -66,15 +86,15 @@ impl SpecialTokens {
     }
 
     pub fn contains(&self, id: u32) -> bool {
-        (id as usize) < self.names.len()
+        self.name(id).is_some()
     }
 
     pub fn id(&self, name: &str) -> Option<u32> {
-        self.names.iter().position(|n| n == name).map(|i| i as u32)
+        self.names.iter().position(|n| n == name).map(|i| self.first + i as u32)
     }
 
     pub fn name(&self, id: u32) -> Option<&str> {
-        self.names.get(id as usize).map(String::as_str)
+        self.names.get(id.checked_sub(self.first)? as usize).map(String::as_str)
     }
 
     /// Cuts text at special tokens: leftmost first, the longest of those that start at one place.
@@ -95,7 +115,7 @@ impl SpecialTokens {
             if at > 0 {
                 pieces.push(Piece::Text(&rest[..at]));
             }
-            pieces.push(Piece::Special(id as u32));
+            pieces.push(Piece::Special(self.first + id as u32));
             rest = &rest[at + length..];
         }
         pieces
@@ -114,6 +134,7 @@ mod tests {
         assert_eq!(specials.split("<a>"), [Special(0)]);
         assert_eq!(specials.split(""), []);
         assert_eq!(SpecialTokens::none().split("<a>"), [Text("<a>")]);
+        assert_eq!(specials.after_bytes().split("x<b>"), [Text("x"), Special(258)]);
     }
 
     #[test]

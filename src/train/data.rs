@@ -50,7 +50,7 @@ impl Prepared {
     /// # Errors
     /// `Error::Data` for text that cannot be used; `Error::Config` when the model's vocabulary is too small for the tokenizer.
     pub fn new(config: &mut Config, tokenizer: Option<Tokenizer>, cache: &Cache) -> Result<Self> {
-        let text = config.data.corpus_source()?.load()?;
+        let text = config.data.load()?;
         let tokenizer = match tokenizer {
             Some(tokenizer) => tokenizer,
             None => {
