@@ -14,6 +14,11 @@ pub trait NextToken {
     fn context(&self) -> usize;
     /// The logits [vocabulary] that follow `tokens` (1 to `context` of them).
     fn next_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
+    /// Forgets what `advance` read.
+    fn restart(&mut self) -> Result<()>;
+    /// Takes in `tokens` after those it was given before and gives the logits that follow; without tokens, the last ones again. A model
+    /// that carries a state reads a text of any length this way; another one looks at the newest `context` tokens.
+    fn advance(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
 }
 
 /// What was generated.
@@ -26,8 +31,8 @@ pub struct Generation {
     pub finished: bool,
 }
 
-/// Continues `prompt`; `on_text` gets each piece of text as soon as its bytes are whole characters. Stops at a boundary
-/// token, after `tokens` tokens, or when `on_text` returns false. Contexts longer than the model's keep their newest tokens.
+/// Continues `prompt` as the beginning of a text; `on_text` gets each piece of text as soon as its bytes are whole characters. Stops at a
+/// boundary token, after `tokens` tokens, or when `on_text` returns false.
 pub fn generate(
     model: &mut dyn NextToken,
     prompt: &str,
@@ -35,11 +40,9 @@ pub fn generate(
     sampling: &Sampling,
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generation> {
-    sampling.validate()?;
-    let tokenizer = model.tokenizer().clone();
-    let boundary = tokenizer.boundary_id();
+    let tokenizer = model.tokenizer();
     let mut ids = tokenizer.encode(prompt)?;
-    if let Some(b) = boundary {
+    if let Some(b) = tokenizer.boundary_id() {
         // Training rows begin after a boundary; so does a generated one.
         ids.insert(0, b);
     }
@@ -47,13 +50,26 @@ pub fn generate(
         let start = tokenizer.encode("\n").ok().and_then(|t| t.first().copied());
         ids.push(start.ok_or_else(|| Error::Data("an empty prompt has no first token: give --prompt".into()))?);
     }
-    let context = model.context();
+    model.restart()?;
+    continue_with(model, &ids, tokens, sampling, on_text)
+}
+
+/// As [`generate`], after the text that the model has read so far and `prompt` (perhaps none).
+pub fn continue_with(
+    model: &mut dyn NextToken,
+    prompt: &[u32],
+    tokens: usize,
+    sampling: &Sampling,
+    on_text: &mut dyn FnMut(&str) -> bool,
+) -> Result<Generation> {
+    sampling.validate()?;
+    let tokenizer = model.tokenizer().clone();
+    let boundary = tokenizer.boundary_id();
+    let mut logits = model.advance(prompt)?;
     let known = tokenizer.vocab_size();
     let mut decoder = StreamDecoder::new(&tokenizer, true);
     let mut result = Generation { text: String::new(), tokens: vec![], finished: false };
     for index in 0..tokens {
-        let start = ids.len().saturating_sub(context);
-        let mut logits = model.next_logits(&ids[start..])?;
         // Rows of the embedding beyond the tokenizer's last id stand for nothing.
         logits.truncate(known);
         let next = choose(&logits, sampling, index as u32)?;
@@ -61,11 +77,13 @@ pub fn generate(
             result.finished = true;
             break;
         }
-        ids.push(next);
         result.tokens.push(next);
         let piece = decoder.push(next)?;
         result.text.push_str(&piece);
-        if !piece.is_empty() && !on_text(&piece) {
+        let stop = !piece.is_empty() && !on_text(&piece);
+        // The last token is read too: what follows goes on after it.
+        logits = model.advance(&[next])?;
+        if stop {
             return Ok(result);
         }
     }

@@ -5,7 +5,7 @@ use super::LanguageModel;
 use crate::Result;
 use crate::config::{CoeusConfig, ForgetGate, Fusion, Positions, Recurrence};
 use crate::graph::Value;
-use crate::nn::{Builder, FeedForward, Init};
+use crate::nn::{Builder, Feed, FeedForward, Init};
 use crate::ops::attention::Attention as AttentionOp;
 use crate::ops::rope::{Layout, rope_tables};
 use crate::tensor::HostTensor;
@@ -58,9 +58,16 @@ impl Coeus {
         if c.positions == Positions::Learned {
             let shape = [c.context, c.width];
             let table = b.scoped("embed_positions", |b| b.parameter("weight", &shape, Init::Normal(STD)))?;
-            // Shorter sequences read the first rows.
-            let positions = b.graph.constant(HostTensor::i32(&[time], (0..time as i32).collect()));
-            let rows = if time < c.context { b.graph.embedding(table, positions)? } else { table };
+            let rows = if b.segment().is_some() {
+                let positions = b.feed(Feed::Positions { limit: c.context })?;
+                b.graph.embedding(table, positions)?
+            } else if time < c.context {
+                // Shorter sequences read the first rows.
+                let positions = b.graph.constant(HostTensor::i32(&[time], (0..time as i32).collect()));
+                b.graph.embedding(table, positions)?
+            } else {
+                table
+            };
             x = b.graph.add(x, rows)?;
         }
         b.dropout("embed_dropout", x)
@@ -130,13 +137,21 @@ impl Coeus {
             let keys = b.graph.mul(keys, scale)?;
             k = b.graph.reshape(keys, &[batch, time, c.heads, d])?;
         }
-        let (o, _) = match c.recurrence {
+        let (a, k) = (b.only_valid(a)?, b.only_valid(k)?);
+        let first = match b.segment() {
+            Some(_) => Some(b.state("recurrence", &[1, c.heads, d, d])?),
+            None => None,
+        };
+        let (o, last) = match c.recurrence {
             Recurrence::GlaChannel => {
                 let a = b.graph.reshape(a, &[batch, time, c.heads, d])?;
-                b.graph.gla_channel(q, k, h.v, a, None)?
+                b.graph.gla_channel(q, k, h.v, a, first)?
             }
-            _ => b.graph.gla_head(q, k, h.v, a, None)?,
+            _ => b.graph.gla_head(q, k, h.v, a, first)?,
         };
+        if let Some(first) = first {
+            b.graph.update(first, last)?;
+        }
         let o = self.plain_norm(b, o)?;
         let o = b.graph.reshape(o, &[batch, time, c.width])?;
         let gain = b.scoped("recurrent_norm", |b| b.parameter("weight", &[c.width], Init::Ones))?;
@@ -154,7 +169,15 @@ impl Coeus {
                 let scale = b.graph.sigmoid(scale)?;
                 u = b.graph.mul(scale, u)?;
             }
-            let (h, _) = b.graph.scan(a, u, None)?;
+            let (a, u) = (b.only_valid(a)?, b.only_valid(u)?);
+            let first = match b.segment() {
+                Some(_) => Some(b.state("recurrence", &[1, c.width])?),
+                None => None,
+            };
+            let (h, last) = b.graph.scan(a, u, first)?;
+            if let Some(first) = first {
+                b.graph.update(first, last)?;
+            }
             let h = self.norm(b, "recurrent_norm", h)?;
             let q = b.linear("q_proj", n, c.width, false, Init::Normal(STD))?;
             let q = b.graph.silu(q)?;
@@ -167,16 +190,26 @@ impl Coeus {
     fn attention(&self, b: &mut Builder, h: Heads) -> Result<Value> {
         let c = &self.config;
         let (batch, time, d) = (b.graph.shape(h.q)[0], b.graph.shape(h.q)[1], c.head_dim());
-        let (mut q, mut k) = (h.q, h.k);
+        let Heads { mut q, mut k, mut v } = h;
+        // A segment sees the keys and values of the window before it. Kept as they were before their rotation, they are rotated by
+        // their place relative to the segment: only differences of positions count, so one short table serves any length.
+        let mut key_range = None;
+        let mut before = 0;
+        if b.segment().is_some() {
+            before = c.window;
+            k = b.lengthen("keys", k, before, Feed::Newest { rows: before })?;
+            v = b.lengthen("values", v, before, Feed::Newest { rows: before })?;
+            key_range = Some(b.feed(Feed::KeyRange { window: before })?);
+        }
         if c.positions == Positions::Rope {
-            let (cos, sin) = rope_tables(time, d, c.rope_base);
+            let (cos, sin) = rope_tables(before + time, d, c.rope_base);
             let (cos, sin) = (b.graph.constant(cos), b.graph.constant(sin));
-            q = b.graph.rope(q, cos, sin, 0, Layout::Interleaved)?;
+            q = b.graph.rope(q, cos, sin, before, Layout::Interleaved)?;
             k = b.graph.rope(k, cos, sin, 0, Layout::Interleaved)?;
         }
-        let window = (c.window < time).then_some(c.window);
+        let window = (c.window < before + time).then_some(c.window);
         let scale = (1.0 / (d as f64).sqrt()) as f32;
-        let o = b.graph.attention(q, k, h.v, None, AttentionOp { causal: true, window, scale })?;
+        let o = b.graph.attention(q, k, v, key_range, AttentionOp { causal: true, window, scale })?;
         b.graph.reshape(o, &[batch, time, c.width])
     }
 
@@ -291,6 +324,13 @@ impl LanguageModel for Coeus {
     }
     fn dropout(&self) -> f64 {
         self.config.dropout
+    }
+
+    fn carries(&self) -> Result<(), String> {
+        Ok(())
+    }
+    fn last_position(&self) -> Option<usize> {
+        (self.config.positions == Positions::Learned).then_some(self.config.context)
     }
 
     fn hidden(&self, b: &mut Builder, tokens: Value) -> Result<Value> {

@@ -13,6 +13,16 @@ pub trait LanguageModel: Send {
     /// Probability of dropping an element in training.
     fn dropout(&self) -> f64;
 
+    /// Whether `hidden` can carry states from segment to segment (`Builder::carry`), or why not.
+    fn carries(&self) -> Result<(), String> {
+        Err("models of this kind carry no state: they read their newest tokens again".into())
+    }
+
+    /// Where the positions that a carried text can have end.
+    fn last_position(&self) -> Option<usize> {
+        None
+    }
+
     /// tokens i32 [B, T] to the last hidden state [B, T, width], after the final norm.
     fn hidden(&self, b: &mut Builder, tokens: Value) -> Result<Value>;
     /// Hidden states [N, width] to logits [N, vocabulary].

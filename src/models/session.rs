@@ -1,9 +1,11 @@
 //! A language model on a device: its weights and optimiser state in the device's memory, and the plans that train it,
 //! evaluate it and sample from it. Implements what the training loop asks (`train::model::TrainModel`).
 
+pub mod carried;
 pub mod graphs;
 pub mod loss_scale;
 mod report;
+mod state_file;
 
 use loss_scale::LossScale;
 pub use report::{PlanReport, TensorRow, TrainingPlans, lines};
@@ -12,7 +14,7 @@ use super::LanguageModel;
 use crate::config::OptimizerConfig;
 use crate::device::{Device, Executable, Store};
 use crate::graph::{Plan, Precision};
-use crate::infer::{Generation, NextToken, Sampling};
+use crate::infer::{Generation, Sampling};
 use crate::nn::Parameter;
 use crate::tensor::{HostData, HostTensor};
 use crate::tokenizer::Tokenizer;
@@ -57,6 +59,7 @@ pub struct Session {
     /// By (batch, context).
     evaluation: BTreeMap<(usize, usize), Ready>,
     generation: Option<Ready>,
+    carried: carried::Carried,
 }
 
 impl Session {
@@ -114,6 +117,7 @@ impl Session {
             step,
             evaluation,
             generation,
+            carried: carried::Carried::default(),
         })
     }
 
@@ -121,6 +125,7 @@ impl Session {
     pub fn stored_in(mut self, precision: Precision) -> Self {
         self.training.precision = precision;
         (self.evaluation, self.generation) = (BTreeMap::new(), None);
+        self.carried.clear();
         self
     }
 
@@ -269,36 +274,6 @@ impl Session {
                 Ok(NamedTensor { name, shape: t.shape, data })
             })
             .collect()
-    }
-}
-
-impl NextToken for Session {
-    fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    fn context(&self) -> usize {
-        self.model.context()
-    }
-
-    fn next_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let context = self.model.context();
-        if tokens.is_empty() || tokens.len() > context {
-            return Err(Error::Data(format!("{} tokens do not fit the context of 1 to {context}", tokens.len())));
-        }
-        if self.generation.is_none() {
-            let plan = Plan::stored_in(&graphs::generation(self.model.as_ref())?, self.training.precision)?;
-            let run = plan.prepare(&mut self.store)?;
-            self.generation = Some(Ready { plan, run });
-        }
-        let Some(ready) = &mut self.generation else { unreachable!("made above") };
-        let mut ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
-        ids.resize(context, 0);
-        ready.run.write_input("tokens", &HostTensor::i32(&[1, context], ids))?;
-        ready.run.write_input("position", &HostTensor::i32(&[1], vec![tokens.len() as i32 - 1]))?;
-        ready.run.run()?;
-        let logits = ready.run.read_output("logits")?;
-        Ok(logits.as_f32().map(<[f32]>::to_vec).unwrap_or_default())
     }
 }
 

@@ -2,10 +2,12 @@
 //! how they start, and the source of dropout's random numbers.
 
 mod attention;
+mod carry;
 mod feed_forward;
 mod layers;
 
 pub use attention::Attention;
+pub use carry::{Carry, Feed};
 pub use feed_forward::FeedForward;
 pub use layers::sinusoidal_table;
 
@@ -87,6 +89,8 @@ pub struct Builder {
     pub parameters: Vec<Parameter>,
     /// Present while training with dropout.
     pub dropout: Option<Dropout>,
+    /// Present where states are carried from segment to segment of a text.
+    pub carry: Option<Carry>,
 }
 
 impl Builder {

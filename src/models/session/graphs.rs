@@ -6,7 +6,8 @@ use crate::config::{OptimizerConfig, OptimizerKind};
 use crate::device::Executable;
 use crate::graph::{Graph, Precision, Role, Value};
 use crate::models::LanguageModel;
-use crate::nn::{Builder, Dropout, Parameter};
+use crate::models::session::carried::Reads;
+use crate::nn::{Builder, Carry, Dropout, Parameter};
 use crate::ops::optimizer::{AdamW, SgdMomentum};
 use crate::tensor::{DType, HostTensor, TensorType};
 use crate::train::model::StepInfo;
@@ -143,6 +144,32 @@ pub fn generation(model: &dyn LanguageModel) -> Result<Graph> {
     let logits = model.head(&mut b, row)?;
     b.graph.output("logits", logits);
     Ok(b.graph)
+}
+
+/// tokens [1, T], of which the first are there, after a text whose states it carries on; with `Reads::Next` the position to read [1] gives
+/// its logits [1, vocabulary], with `Reads::Scores` targets [T] give their negative log-likelihoods [T]. And what else the host writes.
+pub fn segment(model: &dyn LanguageModel, tokens: usize, reads: Reads) -> Result<(Graph, Carry)> {
+    let mut b = Builder { carry: Some(Carry::new(tokens)), ..Builder::default() };
+    let ids = b.tokens("tokens", &[1, tokens]);
+    let hidden = model.hidden(&mut b, ids)?;
+    let width = b.graph.shape(hidden)[2];
+    let hidden = b.graph.reshape(hidden, &[tokens, width])?;
+    match reads {
+        Reads::Next => {
+            let position = b.tokens("position", &[1]);
+            let row = b.graph.embedding(hidden, position)?;
+            let logits = model.head(&mut b, row)?;
+            b.graph.output("logits", logits);
+        }
+        Reads::Scores => {
+            let targets = b.tokens("targets", &[tokens]);
+            let logits = model.head(&mut b, hidden)?;
+            let (nll, _) = b.graph.cross_entropy(logits, targets)?;
+            b.graph.output("nll", nll);
+        }
+    }
+    let carry = b.carry.take().unwrap_or_else(|| Carry::new(tokens));
+    Ok((b.graph, carry))
 }
 
 fn weights(graph: &mut Graph, parameters: &[Parameter]) -> Result<Vec<Value>> {
