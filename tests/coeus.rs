@@ -100,7 +100,7 @@ fn parameter_counts_are_the_specified_ones() {
     }
     // Four layers of the third version have the parameters of six of the first, to 0.2 %.
     assert_eq!(config("v3.0", "nano", 65, &["model.layers=4"]).parameter_count(), 11_046_144);
-    let presets: Vec<&str> = PRESETS.iter().map(|p| p.name).filter(|n| n.starts_with("coeus")).collect();
+    let presets: Vec<&str> = PRESETS.iter().map(|p| p.name).filter(|n| n.starts_with("coeus-v")).collect();
     assert_eq!(presets.len(), VERSIONS.len() * SIZES.len());
 }
 

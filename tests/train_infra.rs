@@ -157,8 +157,8 @@ fn more_steps_can_be_asked_of_a_run_and_it_says_that_the_run_is_another() {
 #[test]
 fn early_stopping_waits_for_burn_in_and_patience_and_keeps_the_best() {
     let dir = tempfile::tempdir().unwrap();
-    // No fall of the loss can exceed min_delta, so after the burn-in every validation is stale.
-    let sets = ["train.patience=2", "train.burn_in=7", "train.min_delta=10", "train.keep_checkpoints=1"];
+    // No fall of the loss can exceed min_delta, so every validation after the first is stale, and the burn-in decides.
+    let sets = ["train.patience=1", "train.burn_in=15", "train.min_delta=10", "train.keep_checkpoints=1"];
     let (outcome, _) = straight(dir.path(), &[&sets[..], &["train.steps=100"]].concat());
     assert_eq!((outcome.ending, outcome.step), (Ending::StoppedEarly, 15));
     let folder = dir.path().join("toy");

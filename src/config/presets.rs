@@ -37,7 +37,9 @@ pub const PRESETS: &[Preset] = presets![
     "coeus-v2.6-nano",
     "coeus-v3.0-tiny",
     "coeus-v3.0-mini",
-    "coeus-v3.0-nano"
+    "coeus-v3.0-nano",
+    "coeus-nightly-v2.6",
+    "coeus-nightly-v3.0"
 ];
 
 pub(super) fn find(name: &str) -> Result<&'static Preset> {

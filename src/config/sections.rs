@@ -174,6 +174,8 @@ pub struct ScheduleConfig {
     pub min_lr: f64,
     /// Steps of linear warm-up. A run shorter than its warm-up never reaches `lr`.
     pub warmup: u64,
+    /// Steps at `lr` between the warm-up and the decay.
+    pub hold: u64,
     /// Step at which `min_lr` is reached; 0 = `train.steps`.
     pub decay_steps: u64,
 }
@@ -255,7 +257,7 @@ impl Default for OptimizerConfig {
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
-        Self { kind: ScheduleKind::Cosine, lr: 3e-4, min_lr: 3e-5, warmup: 100, decay_steps: 0 }
+        Self { kind: ScheduleKind::Cosine, lr: 3e-4, min_lr: 3e-5, warmup: 100, hold: 0, decay_steps: 0 }
     }
 }
 
