@@ -29,7 +29,7 @@
 {% endif %}
 {% endif %}
 {% if ranged %}
-@group(0) @binding({{ last }}) var<storage, read> key_range: array<i32>;
+@group(0) @binding({{ last }}) var<storage, read> {{ 'place' if slots else 'key_range' }}: array<i32>;
 @group(0) @binding({{ last + 1 }}) var<uniform> p: Params;
 {% else %}
 @group(0) @binding({{ last }}) var<uniform> p: Params;

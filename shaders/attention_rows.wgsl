@@ -80,8 +80,14 @@ fn main(
     var acc: array<{{ T }}, {{ NV }}>;
     {{ each("q[@] = query[at + @] * p.scale; acc[@] = " ~ T ~ "(0.0);") }}
     {% if stage == "forward" %}
+    {% if slots %}
+    // The null slot.
+    var top = 0.0;
+    var sum = 1.0;
+    {% else %}
     var top = -1e30;
     var sum = 0.0;
+    {% endif %}
     for (var j = span.x; j < span.y; j += 4) {
         // Keys past the end are read from the last row and weigh nothing.
         let k0 = base + u32(j) * stride;

@@ -187,6 +187,10 @@ fn main(
     let seen{{ r }} = visible(b, row{{ r }});
     {% if stage == "dq" %}
     let stats{{ r }} = stats[stats_base + min(row{{ r }}, p.queries - 1u)];
+    {% elif slots %}
+    // The null slot, counted by one of the eight threads of a row.
+    var top{{ r }} = 0.0;
+    var sum{{ r }} = select(0.0, 1.0, tx == 0u);
     {% else %}
     var top{{ r }} = -1e30;
     var sum{{ r }} = 0.0;

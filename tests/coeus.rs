@@ -11,6 +11,9 @@ use lynx_gpu::tensor::HostTensor;
 use lynx_gpu::train::model::StepInfo;
 use std::collections::BTreeMap;
 
+#[path = "coeus/memory.rs"]
+mod memory;
+
 /// Counts and skips are printed whether or not the test passes: the test runner catches `println!`, not this.
 macro_rules! say {
     ($($arg:tt)*) => {{
@@ -19,7 +22,7 @@ macro_rules! say {
     }};
 }
 
-const VERSIONS: [&str; 5] = ["v1", "v2", "v2.5", "v2.6", "v3.0"];
+const VERSIONS: [&str; 6] = ["v1", "v2", "v2.5", "v2.6", "v3.0", "v3.1"];
 const SIZES: [&str; 3] = ["tiny", "mini", "nano"];
 
 fn gpu() -> Option<Device> {
@@ -83,12 +86,12 @@ fn random(n: usize, below: u64, seed: u64) -> Vec<i32> {
 /// Every entry of the specification's table of sizes, against the closed form and against the weights a model writes.
 #[test]
 fn parameter_counts_are_the_specified_ones() {
-    let want: [(&str, usize, [u64; 5]); 5] = [
-        ("tiny", 65, [236_570, 236_570, 205_850, 214_586, 351_744]),
-        ("mini", 65, [1_842_868, 1_842_868, 1_597_108, 1_668_916, 2_770_560]),
-        ("nano", 65, [11_070_030, 11_070_030, 9_497_166, 9_933_774, 16_556_544]),
-        ("nano", 259, [11_144_526, 11_144_526, 9_571_662, 10_008_270, 16_631_040]),
-        ("nano", 50_257, [30_343_758, 30_343_758, 28_770_894, 29_207_502, 35_830_272]),
+    let want: [(&str, usize, [u64; 6]); 5] = [
+        ("tiny", 65, [236_570, 236_570, 205_850, 214_586, 351_744, 368_114]),
+        ("mini", 65, [1_842_868, 1_842_868, 1_597_108, 1_668_916, 2_770_560, 2_900_548]),
+        ("nano", 65, [11_070_030, 11_070_030, 9_497_166, 9_933_774, 16_556_544, 17_333_574]),
+        ("nano", 259, [11_144_526, 11_144_526, 9_571_662, 10_008_270, 16_631_040, 17_408_070]),
+        ("nano", 50_257, [30_343_758, 30_343_758, 28_770_894, 29_207_502, 35_830_272, 36_607_302]),
     ];
     for (size, vocab_size, counts) in want {
         for (version, count) in VERSIONS.into_iter().zip(counts) {
@@ -115,6 +118,8 @@ fn parameter_counts_hold_for_every_choice() {
         vec!["model.share_qkv=false", "model.fusion=recurrent_only", "model.kv_heads=0"],
         vec!["model.share_qkv=false", "model.recurrence=scan", "model.fusion=local_only"],
         vec!["model.share_qkv=false", "model.recurrence=scan", "model.fusion=judge", "model.input_scale=false"],
+        vec!["model.use_episodic_mem=true", "model.mem_compression=3", "model.mem_source=mean"],
+        vec!["model.share_qkv=false", "model.fusion=local_only", "model.use_episodic_mem=true"],
         vec!["model.ff_kind=gelu", "model.ff_width=0", "model.reason_iterations=3"],
     ] {
         let config = config("v2.5", "tiny", 65, &sets);
@@ -138,6 +143,7 @@ fn settings_without_a_meaning_are_refused_by_name() {
         ("model.reason_iterations=0", &["model.reason_iterations = 0"]),
         ("model.dropout=1", &["model.dropout = 1"]),
         ("model.layer=3", &["model.layer", "layers"]),
+        ("model.local_mode=band", &["model.local_mode", "isolated_blocks"]),
     ] {
         let error = Config::load("coeus-v2.5-tiny", &[set.to_string()]).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{set}");

@@ -35,6 +35,7 @@ fn main() {
             causal: true,
             window: None,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            slots: None,
         };
         let data = |n: usize, seed: usize| -> Vec<f32> {
             (0..n).map(|i| ((i * 7919 + seed * 131) % 1013) as f32 / 337.0 - 1.5).collect()

@@ -289,6 +289,7 @@ fn moves(bench: &mut Bench, a: &[f32], c: &mut [f32]) {
         causal: true,
         window: None,
         scale: 0.125,
+        slots: None,
     };
     let half = keys * heads * d;
     let (q, mut o, mut lse) = (vec![0.1; heads * d], vec![0.0; heads * d], vec![0.0; heads]);

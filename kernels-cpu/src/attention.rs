@@ -26,7 +26,34 @@ const FEW_QUERIES: usize = 8;
 /// What `lse` holds for a row that sees no key.
 pub const EMPTY_LSE: f32 = -1.0e30;
 
-/// Sizes and mask of an attention. Query `i` stands at absolute position `i + keys - queries`, key `j` at `j`.
+/// Keys that are snapshots of every `every`-th position, kept in a ring: the key in row `r` is slot `first_slot + r` and may be
+/// read at position `t` when `every * slot + ready <= t`, as long as it is one of the last `capacity` such slots. Beside them
+/// every query sees a null slot of score 0 and value 0, so that a query without a key gives zeros and `lse` 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slots {
+    /// At least 1.
+    pub every: usize,
+    pub capacity: usize,
+    /// Positions between a slot's first token and its first reader.
+    pub ready: usize,
+    /// Position of query 0.
+    pub position: i64,
+    /// Slot of row 0; rows of slots below 0 do not exist.
+    pub first_slot: i64,
+}
+
+impl Slots {
+    /// First and one past the last slot that are read at `position`.
+    #[inline(always)]
+    pub fn readable(&self, position: i64) -> (i64, i64) {
+        let since = position - self.ready as i64;
+        let available = if since < 0 { 0 } else { since / self.every as i64 + 1 };
+        ((available - self.capacity.min(1 << 40) as i64).max(0), available)
+    }
+}
+
+/// Sizes and mask of an attention. Query `i` stands at absolute position `i + keys - queries`, key `j` at `j`; with `slots`,
+/// these say where both stand and what is seen, and `causal` and `window` do nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
     pub batch: usize,
@@ -42,6 +69,7 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Factor on the scores `q . k`, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    pub slots: Option<Slots>,
 }
 
 impl AttentionShape {
@@ -58,6 +86,11 @@ impl AttentionShape {
     /// Elements of `lse`.
     pub fn lse_len(&self) -> usize {
         self.batch * self.heads * self.queries
+    }
+
+    /// The running maximum and sum of a row before its first key: of the null slot, where there is one.
+    fn start(&self) -> (f32, f32) {
+        if self.slots.is_some() { (0.0, 1.0) } else { (f32::MIN, 0.0) }
     }
 
     /// Query heads per key/value head.
@@ -97,6 +130,12 @@ impl AttentionShape {
     /// First and one past last key that query `i` sees; both ends grow with `i`. None are seen where the range is empty.
     #[inline(always)]
     pub(crate) fn visible(&self, i: usize, valid: &Range<usize>) -> (i64, i64) {
+        if let Some(slots) = &self.slots {
+            let (low, high) = slots.readable(slots.position + i as i64);
+            let row =
+                |slot: i64| (slot - slots.first_slot).clamp(valid.start as i64, valid.end.max(valid.start) as i64);
+            return (row(low), row(high));
+        }
         let position = i as i64 + self.keys as i64 - self.queries as i64;
         let (mut lo, mut hi) = (valid.start as i64, valid.end as i64);
         if self.causal {
@@ -286,8 +325,9 @@ crate::multiversion! {
         let scores = take(&mut rest, QUERY_TILE * KEY_TILE);
         pack(&q[shape.q_at(b, rows.start, h)..], shape.q_stride(), rows.len(), d, shape.scale, queries);
         acc[..pad_rows(rows.len()) * width].fill(0.0);
-        max[..rows.len()].fill(f32::MIN);
-        sum[..rows.len()].fill(0.0);
+        let (no_max, no_sum) = shape.start();
+        max[..rows.len()].fill(no_max);
+        sum[..rows.len()].fill(no_sum);
 
         let all = shape.visible_to_any(rows, valid);
         for tile_index in all.start / KEY_TILE..all.end.div_ceil(KEY_TILE) {
@@ -350,7 +390,7 @@ crate::multiversion! {
         for i in rows.clone() {
             let query = &q[shape.q_at(b, i, h)..][..d];
             acc.fill(0.0);
-            let (mut max, mut sum) = (f32::MIN, 0.0f32);
+            let (mut max, mut sum) = shape.start();
             let (lo, hi) = shape.visible(i, valid);
             for first in (lo.max(0)..hi).step_by(KEY_TILE) {
                 let (first, count) = (first as usize, (hi - first).min(KEY_TILE as i64) as usize);

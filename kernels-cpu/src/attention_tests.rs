@@ -15,12 +15,13 @@ const BASE: AttentionShape = AttentionShape {
     causal: true,
     window: None,
     scale: 0.5,
+    slots: None,
 };
 
 fn with(size: [usize; 6], causal: bool, window: Option<usize>) -> AttentionShape {
     let [batch, queries, keys, heads, kv_heads, head_dim] = size;
     let scale = 1.0 / (head_dim as f32).sqrt();
-    AttentionShape { batch, queries, keys, heads, kv_heads, head_dim, causal, window, scale }
+    AttentionShape { batch, queries, keys, heads, kv_heads, head_dim, causal, window, scale, slots: None }
 }
 
 struct Inputs {

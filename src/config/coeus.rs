@@ -43,6 +43,26 @@ pub enum Fusion {
     RecurrentOnly,
 }
 
+/// Which tokens the attention over the window reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalMode {
+    /// The last `window` tokens, whatever block they lie in.
+    BandBlocks,
+    /// Those of its own block of `window` tokens, for comparison: the first token of a block sees only itself.
+    IsolatedBlocks,
+}
+
+/// What a slot of the episodic memory keeps of its `mem_update_freq` tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemSource {
+    /// The first; read from the next token on.
+    Pick,
+    /// Their mean; read from the token after the last one on.
+    Mean,
+}
+
 /// Shape and options of a `coeus` model. Zero stands for "derived": see [`CoeusConfig::resolve`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CoeusConfig {
@@ -72,6 +92,16 @@ pub struct CoeusConfig {
     pub fusion: Fusion,
     /// Tokens that attention sees, the token itself included.
     pub window: usize,
+    pub local_mode: LocalMode,
+    /// Every token also reads snapshots of tokens before it.
+    pub use_episodic_mem: bool,
+    /// Snapshots that are kept; older ones are forgotten.
+    pub mem_capacity: usize,
+    /// Tokens from one snapshot to the next.
+    pub mem_update_freq: usize,
+    /// `width` over the width of a snapshot.
+    pub mem_compression: usize,
+    pub mem_source: MemSource,
     /// Times that the feed-forward network of a block is applied, with the same weights.
     pub reason_iterations: usize,
     /// The head is the transposed token embedding.
@@ -103,6 +133,12 @@ impl Default for CoeusConfig {
             input_scale: true,
             fusion: Fusion::Alpha,
             window: 16,
+            local_mode: LocalMode::BandBlocks,
+            use_episodic_mem: false,
+            mem_capacity: 8,
+            mem_update_freq: 4,
+            mem_compression: 4,
+            mem_source: MemSource::Pick,
             reason_iterations: 1,
             tied_head: true,
             dropout: 0.0,
@@ -134,6 +170,16 @@ impl CoeusConfig {
     /// Gates of a token: one a head, or one a channel.
     pub fn gates(&self) -> usize {
         if self.recurrence == Recurrence::GlaHead { self.heads } else { self.width }
+    }
+
+    /// Width of a snapshot of the episodic memory.
+    pub fn mem_width(&self) -> usize {
+        self.width / self.mem_compression.max(1)
+    }
+
+    /// Tokens from the first one of a snapshot to its first reader.
+    pub fn mem_ready(&self) -> usize {
+        if self.mem_source == MemSource::Pick { 1 } else { self.mem_update_freq }
     }
 
     fn has_recurrence(&self) -> bool {
@@ -172,7 +218,10 @@ impl CoeusConfig {
             Fusion::Judge => 2 * d * d + d,
             _ => 0,
         };
-        embeddings + c.layers as u64 * (projections + recurrent + feed_forward + fusion + 2 * d) + d
+        // Compression with its norm, keys and values, queries and output, and the gate.
+        let m = c.mem_width() as u64;
+        let memory = when(c.use_episodic_mem, 3 * d * m + 2 * m * m + m + d + 1);
+        embeddings + c.layers as u64 * (projections + recurrent + feed_forward + fusion + memory + 2 * d) + d
     }
 
     /// Checks what the types cannot: divisibility, ranges, and combinations that have no meaning.
@@ -228,6 +277,9 @@ impl CoeusConfig {
                 self.width
             ));
         }
+        if self.use_episodic_mem {
+            self.check_memory()?;
+        }
         if !(0.0..1.0).contains(&self.dropout) {
             return fail(format!("model.dropout = {} must be at least 0 and less than 1", self.dropout));
         }
@@ -241,6 +293,37 @@ impl CoeusConfig {
         }
         if self.vocab_size == 1 {
             return fail("model.vocab_size = 1 leaves nothing to predict; use 0 to take it from the tokenizer".into());
+        }
+        Ok(())
+    }
+
+    fn check_memory(&self) -> Result<()> {
+        let fail = |message: String| Err(Error::Config(message));
+        for (key, value) in [
+            ("mem_capacity", self.mem_capacity),
+            ("mem_update_freq", self.mem_update_freq),
+            ("mem_compression", self.mem_compression),
+        ] {
+            if value == 0 || value > 1 << 24 {
+                let limit = 1 << 24;
+                return fail(format!(
+                    "model.{key} = {value}; it must be between 1 and {limit}, or model.use_episodic_mem = false"
+                ));
+            }
+        }
+        if !self.width.is_multiple_of(self.mem_compression) {
+            return fail(format!(
+                "model.mem_compression = {} does not divide model.width = {}",
+                self.mem_compression, self.width
+            ));
+        }
+        if self.mem_width() > 256 {
+            return fail(format!(
+                "model.mem_compression = {} makes snapshots {} wide, more than 256; use at least {}",
+                self.mem_compression,
+                self.mem_width(),
+                self.width.div_ceil(256)
+            ));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ mod presets;
 mod sections;
 pub mod size;
 
-pub use coeus::{CoeusConfig, ForgetGate, Fusion, Recurrence};
+pub use coeus::{CoeusConfig, ForgetGate, Fusion, LocalMode, MemSource, Recurrence};
 pub use gpt::{FeedForward, GptConfig, Init, Norm, Positions, RopeLayout};
 pub use presets::{PRESETS, Preset};
 pub use sections::{

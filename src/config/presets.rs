@@ -38,6 +38,9 @@ pub const PRESETS: &[Preset] = presets![
     "coeus-v3.0-tiny",
     "coeus-v3.0-mini",
     "coeus-v3.0-nano",
+    "coeus-v3.1-tiny",
+    "coeus-v3.1-mini",
+    "coeus-v3.1-nano",
     "coeus-nightly-v2.6",
     "coeus-nightly-v3.0"
 ];

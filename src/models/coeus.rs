@@ -1,9 +1,12 @@
 //! The coeus family: every block mixes a gated linear recurrence, whose memory is of one size however long the text, with attention
 //! over a short window. Equations in docs/coeus.md.
 
+mod local;
+mod memory;
+
 use super::LanguageModel;
 use crate::Result;
-use crate::config::{CoeusConfig, ForgetGate, Fusion, Positions, Recurrence};
+use crate::config::{CoeusConfig, ForgetGate, Fusion, LocalMode, Positions, Recurrence};
 use crate::graph::Value;
 use crate::nn::{Builder, Feed, FeedForward, Init};
 use crate::ops::attention::Attention as AttentionOp;
@@ -207,6 +210,9 @@ impl Coeus {
             q = b.graph.rope(q, cos, sin, before, Layout::Interleaved)?;
             k = b.graph.rope(k, cos, sin, 0, Layout::Interleaved)?;
         }
+        if c.local_mode == LocalMode::IsolatedBlocks {
+            return self.isolated_blocks(b, Heads { q, k, v });
+        }
         let window = (c.window < before + time).then_some(c.window);
         let scale = (1.0 / (d as f64).sqrt()) as f32;
         let o = b.graph.attention(q, k, v, key_range, AttentionOp { causal: true, window, scale })?;
@@ -281,7 +287,11 @@ impl Coeus {
     fn block(&self, b: &mut Builder, x: Value) -> Result<Value> {
         let c = &self.config;
         let n = self.norm(b, "input_layernorm", x)?;
-        let y = b.scoped("mixer", |b| self.mixer(b, n))?;
+        let mut y = b.scoped("mixer", |b| self.mixer(b, n))?;
+        if c.use_episodic_mem {
+            let e = b.scoped("memory", |b| self.episodic(b, n))?;
+            y = b.graph.add(y, e)?;
+        }
         let y = b.dropout("mixer_dropout", y)?;
         let mut x = b.graph.add(x, y)?;
         let feed_forward = FeedForward {
@@ -327,6 +337,12 @@ impl LanguageModel for Coeus {
     }
 
     fn carries(&self) -> Result<(), String> {
+        if self.config.use_episodic_mem {
+            return Err("the episodic memory is not carried yet: its newest tokens are read again".into());
+        }
+        if self.config.local_mode == LocalMode::IsolatedBlocks {
+            return Err("isolated blocks cannot be cut into segments: the newest tokens are read again".into());
+        }
         Ok(())
     }
     fn last_position(&self) -> Option<usize> {

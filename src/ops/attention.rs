@@ -39,7 +39,7 @@ impl Attention {
         let (batch, queries, heads, head_dim) = (q[0], q[1], q[2], q[3]);
         let (keys, kv_heads) = (k[1], k[2]);
         let Attention { causal, window, scale } = *self;
-        AttentionShape { batch, queries, keys, heads, kv_heads, head_dim, causal, window, scale }
+        AttentionShape { batch, queries, keys, heads, kv_heads, head_dim, causal, window, scale, slots: None }
     }
 
     /// Whether query i may see key j, padding aside.
@@ -124,6 +124,18 @@ fn form(caps: &Caps, stage: &str) -> AttentionForm {
 }
 
 impl Stage {
+    /// The most scores of one row.
+    fn others(&self) -> usize {
+        let s = &self.shape;
+        let (all, seen) = match (self.name, &s.slots) {
+            ("dkv", Some(slots)) => (s.queries, slots.every.saturating_mul(slots.capacity)),
+            (_, Some(slots)) => (s.keys, slots.capacity),
+            ("dkv", None) => (s.queries * s.group(), s.window.unwrap_or(usize::MAX).saturating_mul(2)),
+            (_, None) => (s.keys, s.window.unwrap_or(usize::MAX).saturating_mul(2)),
+        };
+        all.min(seen)
+    }
+
     /// Dispatches the stage for the batch rows `batches`, whose parts `binds` holds, cut by tiles where it would take too long.
     pub fn launch(
         &self,
@@ -138,6 +150,7 @@ impl Stage {
             if s.head_dim.is_multiple_of(4) { ("vec4<f32>", s.head_dim / 4) } else { ("f32", s.head_dim) };
         let variables = context! {
             stage => self.name, T => ty, NV => units, chunks => s.head_dim.div_ceil(32), ranged => self.ranged.is_some(),
+            slots => s.slots.is_some(),
         };
         if let Some(range) = self.ranged {
             binds.push(lowering.read(range));
@@ -153,17 +166,27 @@ impl Stage {
             ),
         };
         let tiles = self.rows.div_ceil(rows_per_tile);
-        let others = if self.name == "dkv" { s.queries * s.group() } else { s.keys };
-        let tile_flops =
-            self.flops * (rows_per_tile * others.min(s.window.unwrap_or(usize::MAX).saturating_mul(2))) as f64;
+        let others = self.others();
+        if s.slots.is_some() {
+            // Two at a time; head sizes beyond 32 units are walked by loops of their own.
+            lowering.loops((others / 2 + 1).saturating_mul(if units > 32 { 8 * units } else { 1 }))?;
+        }
+        let tile_flops = self.flops * (rows_per_tile * others) as f64;
         for items in lowering.chunks(batches.len() * self.heads * tiles, &[], tile_flops)? {
             let params = Params::new().u32(items.start).u32(items.len()).u32(tiles);
             let params = params.u32(s.queries).u32(s.keys).u32(s.heads).u32(s.kv_heads).u32(usize::from(s.causal));
             // Far beyond any sequence, and small enough to add positions to.
             let window = s.window.unwrap_or(usize::MAX).min(1 << 29);
-            let params = params.u32(window).u32(batches.start).f32(s.scale as f64);
+            let mut params = params.u32(window).u32(batches.start).f32(s.scale as f64);
+            if let Some(slots) = &s.slots {
+                const FAR: usize = 1 << 30;
+                let reach = slots.every.saturating_mul(slots.capacity).min(FAR);
+                params = params.u32(slots.every).u32(slots.capacity.min(FAR)).u32(slots.ready);
+                params = params.u32(reach).u32(FAR / slots.every);
+            }
             let groups = lowering.line(items.len());
-            let label = format!("attention/{name}/{}", self.name);
+            let family = if s.slots.is_some() { "episodic" } else { "attention" };
+            let label = format!("{family}/{name}/{}", self.name);
             lowering.dispatch(label, template, variables.clone(), &binds, params, groups)?;
         }
         Ok(())
@@ -179,6 +202,26 @@ pub(super) fn batch_bytes(s: &AttentionShape) -> [u64; 3] {
 /// The part of a tensor with rows of `bytes` that holds the rows `range`.
 pub(super) fn rows_part(range: &Range<usize>, bytes: u64) -> Range<u64> {
     range.start as u64 * bytes..range.end as u64 * bytes
+}
+
+/// Writes the dispatches of a call with operands q, k, v and, where there is one, the range of keys (with slots: the place), and
+/// results o and lse.
+pub(super) fn lower(lowering: &mut Lowering, shape: AttentionShape) -> Result<(), Unsupported> {
+    let [q, kv, lse] = batch_bytes(&shape);
+    let ranged = (lowering.inputs() > 3).then_some(Buf::In(3));
+    let (rows, heads, flops) = (shape.queries, shape.heads, 4.0 * shape.head_dim as f64);
+    let stage = Stage { name: "forward", shape, rows, heads, flops, ranged };
+    for batches in lowering.chunks(shape.batch, &[q, kv, lse], 0.0)? {
+        let binds = vec![
+            lowering.read_part(Buf::In(0), rows_part(&batches, q)),
+            lowering.read_part(Buf::In(1), rows_part(&batches, kv)),
+            lowering.read_part(Buf::In(2), rows_part(&batches, kv)),
+            lowering.write_part(Buf::Out(0), rows_part(&batches, q)),
+            lowering.write_part(Buf::Out(1), rows_part(&batches, lse)),
+        ];
+        stage.launch(lowering, batches, binds)?;
+    }
+    Ok(())
 }
 
 impl Kernel for Attention {
@@ -232,21 +275,7 @@ impl Kernel for Attention {
 
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
         let shape = self.shape(&lowering.input(0).shape, &lowering.input(1).shape);
-        let [q, kv, lse] = batch_bytes(&shape);
-        let ranged = (lowering.inputs() > 3).then_some(Buf::In(3));
-        let (rows, heads, flops) = (shape.queries, shape.heads, 4.0 * shape.head_dim as f64);
-        let stage = Stage { name: "forward", shape, rows, heads, flops, ranged };
-        for batches in lowering.chunks(shape.batch, &[q, kv, lse], 0.0)? {
-            let binds = vec![
-                lowering.read_part(Buf::In(0), rows_part(&batches, q)),
-                lowering.read_part(Buf::In(1), rows_part(&batches, kv)),
-                lowering.read_part(Buf::In(2), rows_part(&batches, kv)),
-                lowering.write_part(Buf::Out(0), rows_part(&batches, q)),
-                lowering.write_part(Buf::Out(1), rows_part(&batches, lse)),
-            ];
-            stage.launch(lowering, batches, binds)?;
-        }
-        Ok(())
+        lower(lowering, shape)
     }
 }
 

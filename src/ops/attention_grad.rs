@@ -16,6 +16,45 @@ use kernels_cpu::attention::AttentionShape;
 #[derive(Clone, Debug)]
 pub struct AttentionGrad(pub Attention);
 
+/// Writes the dispatches of a call with operands q, k, v, o, lse, the gradient of o and, where there is one, the range of keys
+/// (with slots: the place), and results dq, dk, dv.
+pub(super) fn lower(lowering: &mut Lowering, shape: AttentionShape) -> Result<(), Unsupported> {
+    let [q, kv, lse] = batch_bytes(&shape);
+    // lse and delta side by side: one binding instead of two.
+    let stats = lowering.scratch(2 * lse * shape.batch as u64);
+    let ranged = (lowering.inputs() > 6).then_some(Buf::In(6));
+    let dim = shape.head_dim as f64;
+    let stage = |name, rows, heads, flops, ranged| Stage { name, shape, rows, heads, flops, ranged };
+    let delta = stage("delta", shape.queries, shape.heads, 2.0 * dim / shape.keys.max(1) as f64, None);
+    let dq = stage("dq", shape.queries, shape.heads, 6.0 * dim, ranged);
+    let dkv = stage("dkv", shape.keys, shape.kv_heads, 8.0 * dim, ranged);
+    for batches in lowering.chunks(shape.batch, &[q, kv, lse, 2 * lse], 0.0)? {
+        let read = |lowering: &Lowering, buf, bytes| lowering.read_part(buf, rows_part(&batches, bytes));
+        let write = |lowering: &Lowering, buf, bytes| lowering.write_part(buf, rows_part(&batches, bytes));
+        let binds = vec![
+            read(lowering, Buf::In(3), q),
+            read(lowering, Buf::In(5), q),
+            read(lowering, Buf::In(4), lse),
+            write(lowering, stats, 2 * lse),
+        ];
+        delta.launch(lowering, batches.clone(), binds)?;
+        let operands = [
+            read(lowering, Buf::In(0), q),
+            read(lowering, Buf::In(1), kv),
+            read(lowering, Buf::In(2), kv),
+            read(lowering, Buf::In(5), q),
+            read(lowering, stats, 2 * lse),
+        ];
+        let mut binds = operands.to_vec();
+        binds.push(write(lowering, Buf::Out(0), q));
+        dq.launch(lowering, batches.clone(), binds)?;
+        let mut binds = operands.to_vec();
+        binds.extend([write(lowering, Buf::Out(1), kv), write(lowering, Buf::Out(2), kv)]);
+        dkv.launch(lowering, batches.clone(), binds)?;
+    }
+    Ok(())
+}
+
 impl Kernel for AttentionGrad {
     fn name(&self) -> &'static str {
         "attention_grad"
@@ -66,40 +105,7 @@ impl Kernel for AttentionGrad {
 
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
         let shape = self.0.shape(&lowering.input(0).shape, &lowering.input(1).shape);
-        let [q, kv, lse] = batch_bytes(&shape);
-        // lse and delta side by side: one binding instead of two.
-        let stats = lowering.scratch(2 * lse * shape.batch as u64);
-        let ranged = (lowering.inputs() > 6).then_some(Buf::In(6));
-        let dim = shape.head_dim as f64;
-        let stage = |name, rows, heads, flops, ranged| Stage { name, shape, rows, heads, flops, ranged };
-        let delta = stage("delta", shape.queries, shape.heads, 2.0 * dim / shape.keys.max(1) as f64, None);
-        let dq = stage("dq", shape.queries, shape.heads, 6.0 * dim, ranged);
-        let dkv = stage("dkv", shape.keys, shape.kv_heads, 8.0 * dim, ranged);
-        for batches in lowering.chunks(shape.batch, &[q, kv, lse, 2 * lse], 0.0)? {
-            let read = |lowering: &Lowering, buf, bytes| lowering.read_part(buf, rows_part(&batches, bytes));
-            let write = |lowering: &Lowering, buf, bytes| lowering.write_part(buf, rows_part(&batches, bytes));
-            let binds = vec![
-                read(lowering, Buf::In(3), q),
-                read(lowering, Buf::In(5), q),
-                read(lowering, Buf::In(4), lse),
-                write(lowering, stats, 2 * lse),
-            ];
-            delta.launch(lowering, batches.clone(), binds)?;
-            let operands = [
-                read(lowering, Buf::In(0), q),
-                read(lowering, Buf::In(1), kv),
-                read(lowering, Buf::In(2), kv),
-                read(lowering, Buf::In(5), q),
-                read(lowering, stats, 2 * lse),
-            ];
-            let mut binds = operands.to_vec();
-            binds.push(write(lowering, Buf::Out(0), q));
-            dq.launch(lowering, batches.clone(), binds)?;
-            let mut binds = operands.to_vec();
-            binds.extend([write(lowering, Buf::Out(1), kv), write(lowering, Buf::Out(2), kv)]);
-            dkv.launch(lowering, batches.clone(), binds)?;
-        }
-        Ok(())
+        lower(lowering, shape)
     }
 }
 

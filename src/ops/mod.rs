@@ -56,6 +56,7 @@ operators! {
     conv,
     cross_entropy,
     dropout,
+    episodic,
     gather,
     gla,
     int8,

@@ -257,7 +257,7 @@ impl Family {
     pub fn operators(self) -> &'static [&'static str] {
         match self {
             Family::Matmul | Family::Split | Family::Gemv => &["matmul"],
-            Family::Attention => &["attention"],
+            Family::Attention => &["attention", "episodic_read"],
             Family::Rows => &["softmax", "norm", "cross_entropy", "reduce"],
             Family::Columns => &["reduce", "norm"],
         }
