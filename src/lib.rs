@@ -2,6 +2,7 @@
 //! as oracle and fallback. `ARCHITECTURE.md` shows the house; rooms are listed top to bottom, and a room uses
 //! only the rooms below it.
 
+pub mod ablate;
 pub mod bench;
 pub mod cache;
 pub mod cli;

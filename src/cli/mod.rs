@@ -1,5 +1,6 @@
 //! The command line: one file per command. A command parses, calls the library and prints; it holds no mathematics.
 
+pub mod ablate;
 pub mod bench;
 pub mod checkpoint;
 pub mod completions;
@@ -44,6 +45,8 @@ pub enum Command {
     Verify(verify::Args),
     /// Measure this machine: ceilings and kernels under them (--roofline), or tokens per second of a model
     Bench(bench::Args),
+    /// Run a table of training runs that differ in a few settings, and report what they show
+    Ablate(ablate::Args),
     /// Shell completions and manual pages
     Completions(completions::Args),
 }
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Data(args) => data::run(args, cli.json),
         Command::Devices(args) => devices::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
+        Command::Ablate(args) => ablate::run(args, cli.json),
         Command::Bench(args) => bench::run(args, cli.json),
         Command::Verify(args) => verify::run(args, cli.json),
     };

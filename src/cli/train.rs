@@ -78,7 +78,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     if config.run.threads > 0 {
         kernels_cpu::threads::set_threads(config.run.threads);
     }
-    let chosen = choose::choose_for_step(&config.run.device, step_flops(&config), workloads)?;
+    let chosen = choose::choose_for_step(&config.run.device, setup::step_flops(&config), workloads)?;
     eprintln!("device: {}", chosen.reason);
     let saved_tokenizer = match &run {
         Some(run) => super::checkpoint::tokenizer_of(run.path())?,
@@ -133,12 +133,6 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let outcome = training.run(start)?.into_result()?;
     let baseline = ngram::best_ngram(&data.corpus.train, &data.corpus.val, data.corpus.vocab_size)?;
     super::report::outcome(&outcome, &baseline, &run, json)
-}
-
-/// FLOPs of a training step, about: six for every parameter and token (Kaplan et al. 2020).
-fn step_flops(config: &Config) -> f64 {
-    let tokens = config.train.batch_size * config.model.context() * config.train.accumulation;
-    6.0 * config.model.parameter_count() as f64 * tokens as f64
 }
 
 /// Flags as settings, so that the run's config.toml holds everything.

@@ -74,6 +74,22 @@ impl ModelConfig {
         }
     }
 
+    /// Hidden width of the feed-forward network; 0 until it is resolved.
+    pub fn ff_width(&self) -> usize {
+        match self {
+            ModelConfig::Gpt(gpt) => gpt.ff_width,
+            ModelConfig::Coeus(coeus) => coeus.ff_width,
+        }
+    }
+
+    /// Changes the hidden width of the feed-forward network.
+    pub fn set_ff_width(&mut self, width: usize) {
+        match self {
+            ModelConfig::Gpt(gpt) => gpt.ff_width = width,
+            ModelConfig::Coeus(coeus) => coeus.ff_width = width,
+        }
+    }
+
     fn vocab_size_mut(&mut self) -> &mut usize {
         match self {
             ModelConfig::Gpt(gpt) => &mut gpt.vocab_size,

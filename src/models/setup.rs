@@ -30,6 +30,12 @@ pub fn training_plans(config: &Config, device: &Device) -> Result<TrainingPlans>
     TrainingPlans::new(model(&config.model)?.as_ref(), &config.optimizer, step, device)
 }
 
+/// FLOPs of a training step, about: six for every parameter and token (Kaplan et al. 2020).
+pub fn step_flops(config: &Config) -> f64 {
+    let tokens = config.train.batch_size * config.model.context() * config.train.accumulation;
+    6.0 * config.model.parameter_count() as f64 * tokens as f64
+}
+
 fn step(config: &Config) -> Result<Step> {
     let train = &config.train;
     let shape = (train.batch_size, config.model.context());

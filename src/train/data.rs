@@ -83,6 +83,15 @@ impl Prepared {
         EvalBatches::new(Arc::clone(&self.corpus.val), config.train.batch_size, config.model.context())
     }
 
+    /// Refuses a configuration that these texts are too short for, or that has nothing to validate on.
+    ///
+    /// # Errors
+    /// Those of both kinds of batches.
+    pub fn check(&self, config: &Config) -> Result<()> {
+        self.train_batches(config)?;
+        self.validation_batches(config).map(|_| ())
+    }
+
     /// What the run's manifest says of the data: hashes and sizes.
     pub fn describe(&self) -> serde_json::Value {
         let tokens = |split: &crate::data::TokenSplit| split.tokens.len();

@@ -164,7 +164,8 @@ impl Session {
     }
 }
 
-fn now() -> String {
+/// This second, UTC, RFC 3339.
+pub fn now() -> String {
     let now = OffsetDateTime::now_utc();
     now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339).expect("a date can be written")
 }

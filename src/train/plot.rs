@@ -56,7 +56,13 @@ pub fn loss_svg(records: &[Record], title: &str, scale: Scale) -> Result<String>
         }
         Scale::Logarithmic => low / 1.1..high * 1.1,
     };
-    let plot = Plot { title, steps: 0.0..last_step, train, validation };
+    // A few validations are hard to see as a line alone.
+    let dots = validation.len() <= 40;
+    let series = vec![
+        Series { name: "train", points: train, color: TRAIN, dots: false },
+        Series { name: "validation", points: validation, color: VALIDATION, dots },
+    ];
+    let plot = Plot { title, steps: 0.0..last_step, series };
     match scale {
         Scale::Linear => plot.draw(range),
         Scale::Logarithmic => plot.draw(range.log_scale()),
@@ -64,11 +70,53 @@ pub fn loss_svg(records: &[Record], title: &str, scale: Scale) -> Result<String>
     .map_err(|e| Error::Failed(format!("cannot draw the loss curve: {e}")))
 }
 
+/// Hues of one lightness, after Okabe and Ito (2008), that read on light and dark pages; more curves than these repeat them.
+const HUES: [RGBColor; 9] = [
+    TRAIN,
+    VALIDATION,
+    RGBColor(20, 158, 115),
+    RGBColor(204, 102, 153),
+    RGBColor(176, 136, 0),
+    RGBColor(128, 128, 200),
+    RGBColor(196, 64, 64),
+    RGBColor(64, 160, 176),
+    RGBColor(140, 110, 80),
+];
+
+/// Several validation curves, each a name and (step, loss) points, on one chart.
+pub fn comparison_svg(curves: &[(String, Vec<(f64, f64)>)], title: &str) -> Result<String> {
+    let finite = |points: &Curve| points.iter().copied().filter(|p| p.1.is_finite()).collect::<Curve>();
+    let series: Vec<Series> = curves
+        .iter()
+        .enumerate()
+        .map(|(i, (name, points))| {
+            let points = finite(points);
+            Series { name, dots: points.len() <= 40, points, color: HUES[i % HUES.len()] }
+        })
+        .collect();
+    let points = || series.iter().flat_map(|s| &s.points);
+    let low = points().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    let high = points().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
+    let (low, high) = if low <= high { (low, high) } else { (1.0, 2.0) };
+    let margin = (0.05 * (high - low)).max(0.01 * high.abs()).max(1e-6);
+    let steps = 0.0..points().map(|p| p.0).fold(1.0, f64::max);
+    let plot = Plot { title, steps, series };
+    plot.draw::<RangedCoordf64>((low - margin..high + margin).into())
+        .map_err(|e| Error::Failed(format!("cannot draw the curves: {e}")))
+}
+
+struct Series<'a> {
+    name: &'a str,
+    points: Curve,
+    color: RGBColor,
+    /// Points are drawn too.
+    dots: bool,
+}
+
 struct Plot<'a> {
     title: &'a str,
     steps: Range<f64>,
-    train: Curve,
-    validation: Curve,
+    series: Vec<Series<'a>>,
 }
 
 impl Plot<'_> {
@@ -99,17 +147,15 @@ impl Plot<'_> {
                 .x_label_formatter(&|step| format!("{step:.0}"))
                 .y_label_formatter(&|loss| format!("{loss:.2}"))
                 .draw()?;
-            let series = [("train", &self.train, TRAIN), ("validation", &self.validation, VALIDATION)];
-            for (name, points, color) in series {
+            for Series { name, points, color, dots } in &self.series {
                 let style = color.stroke_width(2);
                 chart
                     .draw_series(LineSeries::new(points.iter().copied(), style))?
-                    .label(name)
+                    .label(*name)
                     .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-            }
-            // A few validations are hard to see as a line alone.
-            if self.validation.len() <= 40 {
-                chart.draw_series(self.validation.iter().map(|&p| Circle::new(p, 3, VALIDATION.filled())))?;
+                if *dots {
+                    chart.draw_series(points.iter().map(|&p| Circle::new(p, 3, color.filled())))?;
+                }
             }
             chart
                 .configure_series_labels()
