@@ -71,7 +71,11 @@ impl Watch for Log {
     }
     fn done(&mut self, job: &Job, result: &RunResult, read: bool) -> lynx_gpu::Result<()> {
         let name = job.folder.display().to_string();
-        if read { self.read.push(name) } else { self.made.push((name, result.clone())) }
+        if read {
+            self.read.push(name)
+        } else {
+            self.made.push((name, result.clone()))
+        }
         Ok(())
     }
     fn message(&mut self, message: &str) -> lynx_gpu::Result<()> {
@@ -144,7 +148,10 @@ fn a_folder_with_another_configuration_is_refused_and_left_alone() {
         assert!(text.contains(word), "{word}: {text}");
     }
     assert_eq!(std::fs::read(dir.path().join("runs/heads/two/seed-1/result.json")).unwrap(), result);
-    assert!(Report::new(&after, dir.path(), "x".into()).unwrap().rows.is_empty(), "results of other settings do not count");
+    assert!(
+        Report::new(&after, dir.path(), "x".into()).unwrap().rows.is_empty(),
+        "results of other settings do not count"
+    );
 }
 
 #[test]
@@ -153,8 +160,12 @@ fn every_row_is_checked_before_the_first_run() {
         (r#""model.layers=3""#, r#""model.layer=3""#, ["row `layers`, variant `three | narrow`", "model.layers"]),
         (r#""model.heads=4""#, r#""model.heads=5""#, ["row `heads`, variant `four`", "model.width"]),
         (r#"base = "minigpt""#, r#"base = "minigpd""#, ["row `heads`", "did you mean `minigpt`?"]),
-        (r#""run.device=cpu"]"#, r#""run.device=cpu"]
-data = "no-such-file.txt""#, ["row `heads`, variant `two`", "no-such-file.txt"]),
+        (
+            r#""run.device=cpu"]"#,
+            r#""run.device=cpu"]
+data = "no-such-file.txt""#,
+            ["no-such-file.txt", "check the path"],
+        ),
     ] {
         assert!(STUDY.contains(from), "{from}");
         let text = table(&STUDY.replacen(from, to, 1), &[]).map(|_| ()).unwrap_err().to_string();
@@ -174,7 +185,10 @@ fn a_matched_variant_has_the_baselines_parameters_or_the_study_is_refused() {
     // Forty layers are too many however narrow they are.
     let deep = STUDY.replacen("model.layers=3", "model.layers=40", 1);
     let text = table(&deep, &[]).map(|_| ()).unwrap_err().to_string();
-    assert!(text.contains("row `layers`") && text.contains("cannot be matched") && text.contains("ff_width = 1,"), "{text}");
+    assert!(
+        text.contains("row `layers`") && text.contains("cannot be matched") && text.contains("ff_width = 1,"),
+        "{text}"
+    );
 
     // Equal work: three layers with the FLOPs of two.
     let flops = STUDY.replacen("match_parameters", "match_flops", 1);

@@ -94,7 +94,8 @@ impl Report {
                 variants.push(results(table, r, v, folder)?);
             }
             // A baseline that another row has run too is nothing to report of this one.
-            let compared = variants.iter().enumerate().any(|(v, (results, _))| v != row.baseline_index() && !results.is_empty());
+            let compared =
+                variants.iter().enumerate().any(|(v, (results, _))| v != row.baseline_index() && !results.is_empty());
             if !compared {
                 not_run.push(row.name.clone());
                 continue;
