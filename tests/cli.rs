@@ -428,3 +428,63 @@ fn a_folder_that_cannot_be_written_is_named() {
     let dir = tempfile::tempdir().unwrap();
     bad(dir.path(), &train_args("/dev/null/run", &[]), 7, &["/dev/null"]);
 }
+
+/// A text is read once and continued from its state, by another process; a conversation goes on line by line; a table of long texts.
+#[test]
+fn a_carried_state_is_saved_continued_talked_with_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let text = "ada: what is new?\nbob: nothing is new.\n\n".repeat(200);
+    std::fs::write(dir.join("talk.txt"), &text).unwrap();
+    let sets = ["train.steps=30", "train.sample_interval=0", "train.eval_interval=0", "train.batch_size=4"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let train = ["train", "--config", "coeus-v2.5-tiny", "--device", "cpu", "--data", "talk.txt", "--out", "run"];
+    good(dir, &[&train[..], &sets].concat());
+
+    let generate = |more: &[&str]| -> Value {
+        let args = [&["generate", "run", "--device", "cpu", "--json", "-t", "0"], more].concat();
+        serde_json::from_str::<Value>(&good(dir, &args)).unwrap()[0].take()
+    };
+    let whole = generate(&["--prompt-file", "talk.txt", "-p", "ada:", "-n", "20"]);
+    generate(&["--prompt-file", "talk.txt", "-n", "0", "--save-state", "talk.state"]);
+    let continued = generate(&["--state", "talk.state", "-p", "ada:", "-n", "20"]);
+    assert_eq!(continued["generation"], whole["generation"]);
+    assert_eq!(continued["tokens_read"], whole["tokens_read"]);
+    assert_eq!(continued["prompt_tokens"], 4);
+    let state = ["generate", "run", "--device", "cpu", "--state"];
+    bad(dir, &[&state[..], &["none.state"]].concat(), 7, &["none.state", "check the path"]);
+    bad(dir, &[&state[..], &["talk.txt"]].concat(), 6, &["talk.txt", "not a readable text state"]);
+    bad(dir, &["generate", "run", "--device", "cpu", "-p", "~"], 3, &["~"]);
+
+    let mut chat = Command::new(BIN)
+        .args(["chat", "run", "--device", "cpu", "--json", "-n", "30", "-t", "0", "--state", "talk.state"])
+        .args(["--template", "ada: {message}\\nbob:"])
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = "what is new?\n\n/save later.state\n~\n/set temperature x\nwhat is new?\n/load later.state\nwhat is new?\n/quit\n";
+    std::io::Write::write_all(&mut chat.stdin.take().unwrap(), lines.as_bytes()).unwrap();
+    let out = chat.wait_with_output().unwrap();
+    let said = json_lines(&String::from_utf8(out.stdout).unwrap());
+    let errors = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success(), "{errors}");
+    assert_eq!(said.len(), 3, "{said:?} {errors}");
+    // The conversation goes on; after the saved state it goes on the same way again.
+    let read = |i: usize| said[i]["tokens_read"].as_u64().unwrap();
+    assert!(read(1) > read(0) && read(0) > text.len() as u64);
+    assert_eq!((&said[1]["answer"], read(1)), (&said[2]["answer"], read(2)));
+    assert!(errors.contains("~") && errors.contains("/set temperature x"), "{errors}");
+    bad(dir, &["chat", "run", "--device", "cpu", "--template", "~{message}"], 2, &["--template"]);
+
+    let table = good(dir, &["bench", "context", "run", "--device", "cpu", "--lengths", "100,700", "--out", "context"]);
+    assert!(table.contains("0 bytes more") && table.contains("Loss by position"), "{table}");
+    let report: Value = serde_json::from_slice(&std::fs::read(dir.join("context/context.json")).unwrap()).unwrap();
+    assert_eq!(report["rows"][0]["device_bytes"], report["rows"][1]["device_bytes"]);
+    assert!(std::fs::read_to_string(dir.join("context/context.svg")).unwrap().contains("tokens read"));
+    let context = ["bench", "context", "--device", "cpu", "--config"];
+    bad(dir, &[&context[..], &["minigpt"]].concat(), 2, &["carry no state"]);
+    bad(dir, &[&context[..], &["coeus-v1-tiny"]].concat(), 2, &["64 learned positions", "model.context"]);
+}

@@ -3,6 +3,7 @@
 
 pub mod chart;
 pub mod compare;
+pub mod context;
 mod cpu;
 pub mod crossover;
 pub mod describe;

@@ -114,6 +114,14 @@ impl Model {
         self.config.model.context()
     }
 
+    /// Tokens of the longest text: a model that carries a state has no end but that of its positions.
+    pub fn reach(&self) -> usize {
+        match self.session.carries() {
+            Ok(()) => self.session.model().last_position().unwrap_or(usize::MAX),
+            Err(_) => self.context(),
+        }
+    }
+
     /// Sequences, tokens of each, and how often per step.
     fn shape(&self) -> (usize, usize, usize) {
         (self.config.train.batch_size, self.context(), self.config.train.accumulation)
@@ -158,17 +166,27 @@ impl Model {
             Task::Evaluate => self.session.evaluate(&self.batches[0]).map(|_| ()),
             Task::Prefill(n) => {
                 let prompt = self.prompt(n);
-                self.session.next_logits(&prompt).map(|_| ())
+                self.session.restart()?;
+                self.session.advance(&prompt).map(|_| ())
             }
             Task::Decode(n) => {
                 // The first half of the context is the prompt's.
                 let start = (self.context() / 2).clamp(1, self.context() - n.min(self.context() - 1));
-                let mut tokens = self.prompt(start);
-                for i in 0..n {
-                    self.session.next_logits(&tokens)?;
-                    tokens.push((i % 50) as u32);
+                if self.session.carries().is_err() {
+                    let mut tokens = self.prompt(start);
+                    for i in 0..n {
+                        self.session.next_logits(&tokens)?;
+                        tokens.push((i % 50) as u32);
+                    }
+                    return Ok(());
                 }
-                Ok(())
+                let end = self.session.position() + n as u64;
+                if self.session.position() == 0 || end > self.reach() as u64 {
+                    let prompt = self.prompt(start);
+                    self.session.restart()?;
+                    self.session.advance(&prompt)?;
+                }
+                (0..n).try_for_each(|i| self.session.advance(&[(i % 50) as u32]).map(|_| ()))
             }
         }
     }

@@ -18,7 +18,7 @@ pub struct Options {
     pub sets: Vec<String>,
     pub device: String,
     pub quick: bool,
-    /// Prompt tokens; more than the context is the context.
+    /// Prompt tokens; at most the context, or any number where a state is carried.
     pub prompt: usize,
     /// Tokens to generate.
     pub generate: usize,
@@ -72,7 +72,8 @@ fn rows(options: &Options, target: &Target, progress: &mut dyn Progress) -> Resu
     let _threads = target.set_threads();
     let mut model = Model::new(&options.config, &options.sets, &target.device)?;
     let context = model.context();
-    let (prompt, generate) = (options.prompt.clamp(1, context), options.generate.clamp(1, context));
+    let reach = model.reach();
+    let (prompt, generate) = (options.prompt.clamp(1, reach), options.generate.clamp(1, context));
     let seconds = if options.quick { 0.5 } else { 4.0 };
     let effort = Effort { sample_seconds: seconds / 40.0, samples: 25, seconds };
     let mut rows = Vec::new();

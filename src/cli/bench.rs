@@ -1,6 +1,8 @@
 //! `lynx-gpu bench`: tokens per second of a model, or with `--roofline` what the devices of this machine can do at most and how near
 //! each kernel comes.
 
+mod context;
+
 use crate::bench::{self, Options, Progress, Report, chart, compare, describe, schema, table, terminal, throughput};
 use crate::{Error, Result, cache};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -9,7 +11,22 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    models: ModelArgs,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Texts of growing length through a model that carries a state: time, memory, loss by position
+    Context(context::Args),
+}
+
+#[derive(clap::Args)]
+struct ModelArgs {
     /// Measure ceilings and every operator under them
     #[arg(long)]
     roofline: bool,
@@ -40,7 +57,7 @@ pub struct Args {
     /// Change one setting of the model, as in `--set train.batch_size=8`; may be repeated
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "roofline")]
     set: Vec<String>,
-    /// Tokens of the prompt (at most the context)
+    /// Tokens of the prompt (at most the context, but for models that carry a state)
     #[arg(short = 'p', long, default_value = "512", value_name = "N", conflicts_with = "roofline")]
     prompt: NonZeroUsize,
     /// Tokens to generate (at most the context)
@@ -49,6 +66,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
+    match args.command {
+        Some(Command::Context(args)) => context::run(args, json),
+        None => models(args.models, json),
+    }
+}
+
+fn models(args: ModelArgs, json: bool) -> Result<()> {
     if args.describe {
         print!("{}", describe::describe());
         return Ok(());
@@ -56,7 +80,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     if args.roofline { roofline(args, json) } else { tokens(args, json) }
 }
 
-fn tokens(args: Args, json: bool) -> Result<()> {
+fn tokens(args: ModelArgs, json: bool) -> Result<()> {
     let only =
         [("--filter", args.filter.is_some()), ("--compare", args.compare.is_some()), ("--from", args.from.is_some())];
     if let Some((flag, _)) = only.iter().find(|(_, given)| *given) {
@@ -79,7 +103,7 @@ fn tokens(args: Args, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn roofline(args: Args, json: bool) -> Result<()> {
+fn roofline(args: ModelArgs, json: bool) -> Result<()> {
     // Before minutes of measuring.
     writable(&args.out)?;
     let old = args.compare.as_deref().map(schema::read).transpose()?;

@@ -2,6 +2,7 @@
 
 pub mod ablate;
 pub mod bench;
+pub mod chat;
 pub mod checkpoint;
 pub mod completions;
 pub mod data;
@@ -33,6 +34,8 @@ pub enum Command {
     Train(train::Args),
     /// Continue a text with a trained model
     Generate(generate::Args),
+    /// Talk with a trained model
+    Chat(chat::Args),
     /// Loss, perplexity and bits per byte of a trained model, beside the best n-gram
     Eval(eval::Args),
     /// Generate, check and describe training corpora
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Train(args) => train::run(args, cli.json),
         Command::Generate(args) => generate::run(args, cli.json),
+        Command::Chat(args) => chat::run(args, cli.json),
         Command::Eval(args) => eval::run(args, cli.json),
         Command::Completions(args) => completions::run(args, cli.json),
         Command::Data(args) => data::run(args, cli.json),

@@ -1,5 +1,6 @@
 //! Continuing a text: sampling from logits, and the loop that feeds tokens back.
 
+pub mod chat;
 mod sampling;
 
 pub use sampling::{Sampling, choose};
@@ -40,7 +41,13 @@ pub fn generate(
     sampling: &Sampling,
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generation> {
-    let tokenizer = model.tokenizer();
+    let ids = beginning(model.tokenizer(), prompt)?;
+    model.restart()?;
+    continue_with(model, &ids, tokens, sampling, on_text)
+}
+
+/// The tokens of `prompt` as the beginning of a text: after a boundary where texts have one, and at least one token.
+pub fn beginning(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode(prompt)?;
     if let Some(b) = tokenizer.boundary_id() {
         // Training rows begin after a boundary; so does a generated one.
@@ -50,8 +57,7 @@ pub fn generate(
         let start = tokenizer.encode("\n").ok().and_then(|t| t.first().copied());
         ids.push(start.ok_or_else(|| Error::Data("an empty prompt has no first token: give --prompt".into()))?);
     }
-    model.restart()?;
-    continue_with(model, &ids, tokens, sampling, on_text)
+    Ok(ids)
 }
 
 /// As [`generate`], after the text that the model has read so far and `prompt` (perhaps none).

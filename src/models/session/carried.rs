@@ -91,6 +91,11 @@ impl Session {
         self.segment_plan(segment, reads).map(|_| ())
     }
 
+    /// FLOPs of reading a segment of `tokens`.
+    pub fn segment_flops(&mut self, tokens: usize) -> Result<f64> {
+        Ok(self.segment_plan(tokens, Reads::Next)?.ready.plan.cost().flops)
+    }
+
     fn segment_plan(&mut self, tokens: usize, reads: Reads) -> Result<&mut SegmentPlan> {
         if !self.carried.plans.contains_key(&(tokens, reads)) {
             self.carries()?;
