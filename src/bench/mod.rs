@@ -22,6 +22,7 @@ pub mod throughput;
 mod timing;
 
 pub use report::Report;
+pub use steps::stand_in;
 pub use targets::Target;
 
 use crate::device::roof::{self, Roof};

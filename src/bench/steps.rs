@@ -55,6 +55,13 @@ impl Task {
     }
 }
 
+/// A tokenizer for a model that reads random tokens: of 65 characters, or as few as a configuration's vocabulary (0: open) has.
+pub fn stand_in(vocabulary: usize) -> Result<Tokenizer> {
+    let size = if vocabulary == 0 { ALPHABET } else { vocabulary.min(ALPHABET) };
+    let characters = (0..size as u32).filter_map(|i| char::from_u32(0x21 + i)).collect();
+    Ok(Tokenizer::Char(CharTokenizer::new(characters, SpecialTokens::none())?))
+}
+
 /// A configured model on a device, with random tokens to work on: speed does not depend on which.
 pub struct Model {
     pub name: String,
@@ -68,17 +75,7 @@ impl Model {
     /// `source`: preset or file; `sets`: changes, as `--set` has them.
     pub fn new(source: &str, sets: &[String], device: &Device) -> Result<Self> {
         let (mut config, name) = Config::load(source, sets)?;
-        let characters = (0..ALPHABET as u32).filter_map(|i| char::from_u32(0x21 + i)).collect();
-        let tokenizer = Tokenizer::Char(CharTokenizer::new(characters, SpecialTokens::none())?);
-        // A vocabulary smaller than the alphabet is none of this measurement's business.
-        let known = config.model.vocab_size();
-        let tokenizer = match known {
-            1..ALPHABET => {
-                let some = (0..known as u32).filter_map(|i| char::from_u32(0x21 + i)).collect();
-                Tokenizer::Char(CharTokenizer::new(some, SpecialTokens::none())?)
-            }
-            _ => tokenizer,
-        };
+        let tokenizer = stand_in(config.model.vocab_size())?;
         config.set_vocab_size(tokenizer.vocab_size())?;
         // A system that promises more memory than it has would end the program without a word.
         let plan = setup::training_plans(&config, device)?.report(device);

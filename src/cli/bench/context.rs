@@ -1,21 +1,17 @@
 //! `lynx-gpu bench context`: texts of growing length through a model that carries a state.
 
 use super::{Spinner, writable, write};
-use crate::bench::context;
+use crate::bench::{context, stand_in};
 use crate::cli::checkpoint::Opened;
 use crate::config::{Config, ModelConfig};
 use crate::data::Cache;
 use crate::device::choose;
 use crate::models::{Session, setup};
 use crate::ops::workloads::workloads;
-use crate::tokenizer::{CharTokenizer, SpecialTokens, Tokenizer};
 use crate::train::data::Prepared;
 use crate::train::files::read_text;
 use crate::{Error, Result};
 use std::path::PathBuf;
-
-/// Characters of a model with fresh weights: as many as Shakespeare's.
-const ALPHABET: u32 = 65;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -84,8 +80,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
 
 fn fresh(args: &Args) -> Result<Session> {
     let mut config = Config::load(&args.config, &args.set)?.0;
-    let characters = (0..ALPHABET).filter_map(|i| char::from_u32(0x21 + i)).collect();
-    let tokenizer = Tokenizer::Char(CharTokenizer::new(characters, SpecialTokens::none())?);
+    let tokenizer = stand_in(config.model.vocab_size())?;
     config.set_vocab_size(tokenizer.vocab_size())?;
     let device = choose::choose(&args.device, workloads)?.device;
     let model = setup::model(&config.model)?;
