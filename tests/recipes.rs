@@ -2,8 +2,12 @@
 
 use lynx_gpu::config::Config;
 use lynx_gpu::data::Cache;
-use lynx_gpu::device::Device;
+use lynx_gpu::device::{Device, Store};
+use lynx_gpu::graph::{Graph, Plan};
+use lynx_gpu::models::session::graphs;
 use lynx_gpu::models::{Session, setup};
+use lynx_gpu::nn::Builder;
+use lynx_gpu::tensor::{HostData, HostTensor, TensorType};
 use lynx_gpu::train::data::Prepared;
 use lynx_gpu::train::model::{EvalSource, TrainModel};
 use std::path::{Path, PathBuf};
@@ -87,6 +91,74 @@ fn in_small_letters_the_first_loss_is_that_of_39_characters() {
     say!("coeus-v1-nano in small letters: first loss {loss:.3}");
     assert_eq!(vocab, 39);
     assert!((loss - 3.66).abs() < 0.12, "{loss}");
+}
+
+/// Loss and gradients of the tiny model over 12 x 64 positions and 50,257 tokens, whose logits are too large to be made at once, against
+/// a graph that makes them at once.
+#[test]
+fn a_loss_in_blocks_of_rows_has_the_same_gradients_and_never_holds_all_logits() {
+    let (batch, time, vocab) = (12, 64, 50_257);
+    let mut config = Config::load("coeus-v2.6-tiny", &["model.dropout=0".into()]).unwrap().0;
+    config.set_vocab_size(vocab).unwrap();
+    let model = setup::model(&config.model).unwrap();
+    let blocks = graphs::gradient_only(model.as_ref(), (batch, time)).unwrap();
+
+    let mut b = Builder::default();
+    let (tokens, targets) = (b.tokens("tokens", &[batch, time]), b.tokens("targets", &[batch, time]));
+    let inverse = b.graph.input("inverse_tokens", TensorType::f32(&[]));
+    let hidden = model.hidden(&mut b, tokens).unwrap();
+    let width = b.graph.shape(hidden)[2];
+    let hidden = b.graph.reshape(hidden, &[batch * time, width]).unwrap();
+    let logits = model.head(&mut b, hidden).unwrap();
+    let flat = b.graph.reshape(targets, &[batch * time]).unwrap();
+    let (nll, _) = b.graph.cross_entropy(logits, flat).unwrap();
+    let sum = b.graph.sum_all(nll).unwrap();
+    let loss = b.graph.mul(sum, inverse).unwrap();
+    let weights: Vec<_> =
+        b.parameters.iter().map(|p| b.graph.parameters().iter().find(|(_, n)| *n == p.name).unwrap().0).collect();
+    let gradients = b.graph.gradients(loss, &weights).unwrap();
+    b.graph.output("nll", nll);
+    for (p, g) in b.parameters.iter().zip(gradients) {
+        b.graph.output(&format!("gradient.{}", p.name), g);
+    }
+
+    let mut rng = lynx_gpu::data::rng::SplitMix64::new(5);
+    let mut ids =
+        || HostTensor::i32(&[batch, time], (0..batch * time).map(|_| rng.below(vocab as u64) as i32).collect());
+    let (tokens, mut targets) = (ids(), ids());
+    if let HostData::I32(ids) = &mut targets.data {
+        ids.iter_mut().step_by(7).for_each(|id| *id = -1);
+    }
+    let run = |graph: &Graph| {
+        let plan = Plan::new(graph).unwrap();
+        let mut store = Store::new(&Device::Cpu);
+        let mut run = plan.prepare(&mut store).unwrap();
+        for p in model.parameters().unwrap() {
+            store.write(&p.name, &p.initial(1)).unwrap();
+        }
+        run.write_input("tokens", &tokens).unwrap();
+        run.write_input("targets", &targets).unwrap();
+        run.write_input("inverse_tokens", &HostTensor::scalar(1.0 / (batch * time) as f32)).unwrap();
+        run.run().unwrap();
+        let wanted =
+            graph.outputs().iter().map(|(n, _)| n.clone()).filter(|n| n == "nll" || n.starts_with("gradient."));
+        let read: Vec<(String, Vec<f64>)> =
+            wanted.map(|n| (n.clone(), run.read_output(&n).unwrap().to_f64().data)).collect();
+        (read, plan.memory.activations)
+    };
+    let (blocks, less) = run(&blocks);
+    let (whole, more) = run(&b.graph);
+    assert_eq!(blocks.len(), whole.len());
+    for (name, want) in &whole {
+        let (_, have) = blocks.iter().find(|(n, _)| n == name).unwrap();
+        let largest = want.iter().fold(1e-6f64, |m, v| m.max(v.abs()));
+        let worst = want.iter().zip(have).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst <= 1e-5 * largest, "{name}: off by {worst:e} where the largest is {largest:e}");
+    }
+    // Logits and their gradient of all rows were the plan's two largest values.
+    let logits = (4 * batch * time * vocab) as u64;
+    say!("activations: {less} bytes in blocks, {more} at once");
+    assert!(more > 2 * logits && less < more - logits / 2, "{less} {more} {logits}");
 }
 
 #[test]

@@ -74,6 +74,8 @@ pub struct Graph {
     pub(crate) updates: Vec<(Value, Value)>,
     /// Values with a role of their own in the memory report (gradients of parameters).
     pub(crate) tags: Vec<(Value, Role)>,
+    /// Values of the forward part that the backward part makes again.
+    pub(crate) remade: Vec<Value>,
     /// How many of the nodes were there before the first gradient was written: the forward part.
     pub(crate) forward: Option<usize>,
     scope: Vec<String>,
@@ -210,6 +212,11 @@ impl Graph {
         }
         self.updates.push((variable, value));
         Ok(())
+    }
+
+    /// The backward part will not read `v` but compute it again when it needs it, from what `v` was made of: `v` is not kept until then.
+    pub fn remake(&mut self, v: Value) {
+        self.remade.push(v);
     }
 
     pub fn tag(&mut self, v: Value, role: Role) {

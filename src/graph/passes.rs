@@ -322,6 +322,8 @@ impl<'g> Rewrite<'g> {
         self.graph.updates = self.old.updates.iter().map(|(a, b)| (self.map(*a), self.map(*b))).collect();
         let live = self.old.tags.iter().filter(|(v, _)| self.place[v.node as usize].is_some());
         self.graph.tags = live.map(|(v, r)| (self.map(*v), *r)).collect();
+        let live = self.old.remade.iter().filter(|v| self.place[v.node as usize].is_some());
+        self.graph.remade = live.map(|v| self.map(*v)).collect();
         self.graph.forward = self.old.forward.map(|count| {
             let kept = self.place[..count].iter().flatten();
             kept.max().map_or(0, |last| *last as usize + 1)

@@ -48,7 +48,7 @@ impl Plan {
     /// As `new`, with values stored in `precision` where the operators allow it.
     pub fn stored_in(graph: &Graph, precision: Precision) -> Result<Plan> {
         let (graph, passes) = graph.optimised()?;
-        Self::without_passes(graph.stored_in(precision)?, passes)
+        Self::without_passes(graph.stored_in(precision)?.with_remade(), passes)
     }
 
     /// Plans the graph as it is written (tests compare both ways).

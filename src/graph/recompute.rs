@@ -87,6 +87,51 @@ impl Plan {
     }
 }
 
+impl Graph {
+    /// Lets the backward part compute the values of [`Graph::remake`] again.
+    pub(super) fn with_remade(self) -> Graph {
+        let Some(forward) = self.forward.filter(|_| !self.remade.is_empty()) else { return self };
+        let mut keep = vec![true; forward];
+        for v in self.remade.iter().filter(|v| (v.node as usize) < forward) {
+            keep[v.node as usize] = false;
+        }
+        match self.recomputing(forward, &keep) {
+            Some(graph) => graph.without_dead(&mut 0),
+            None => self,
+        }
+    }
+
+    /// The graph in which what comes after the first `forward` nodes reads copies of those that `keep` leaves out; None when one would
+    /// have to run again after a variable that it reads has been changed in place.
+    fn recomputing(&self, forward: usize, keep: &[bool]) -> Option<Graph> {
+        let old = self;
+        let mut late = Late {
+            keep,
+            copies: HashMap::new(),
+            graph: Graph { nodes: old.nodes[..forward].to_vec(), ..Graph::default() },
+            changed: HashSet::new(),
+        };
+        let mut place: Vec<u32> = (0..forward as u32).collect();
+        for (i, node) in old.nodes.iter().enumerate().skip(forward) {
+            let mut inputs = Vec::with_capacity(node.inputs.len());
+            for v in &node.inputs {
+                let at = if (v.node as usize) < forward { late.node(v.node)? } else { place[v.node as usize] };
+                inputs.push(Value { node: at, port: v.port });
+            }
+            late.changed.extend(old.changed_in_place(i));
+            late.graph.nodes.push(Node { inputs, ..node.clone() });
+            place.push(late.graph.nodes.len() as u32 - 1);
+        }
+        let moved = |v: &Value| Value { node: place[v.node as usize], port: v.port };
+        let mut graph = late.graph;
+        graph.outputs = old.outputs.iter().map(|(n, v)| (n.clone(), moved(v))).collect();
+        graph.updates = old.updates.iter().map(|(a, b)| (moved(a), moved(b))).collect();
+        graph.tags = old.tags.iter().map(|(v, r)| (moved(v), *r)).collect();
+        graph.forward = Some(forward);
+        Some(graph)
+    }
+}
+
 /// A set of nodes to keep, and what a plan with it costs.
 struct Candidate {
     keep: Vec<bool>,
@@ -206,37 +251,8 @@ impl<'p> Search<'p> {
 
     /// None when a node would have to run again after a variable that it reads has been changed in place.
     fn plan(&self, keep: &[bool]) -> Result<Option<Plan>> {
-        let Some(graph) = self.rewritten(keep) else { return Ok(None) };
+        let Some(graph) = self.whole.graph.recomputing(self.forward, keep) else { return Ok(None) };
         Plan::without_passes(graph.without_dead(&mut 0), self.whole.passes).map(Some)
-    }
-
-    /// The graph in which the backward part reads copies of the forward nodes that `keep` leaves out.
-    fn rewritten(&self, keep: &[bool]) -> Option<Graph> {
-        let old = &self.whole.graph;
-        let mut late = Late {
-            keep,
-            copies: HashMap::new(),
-            graph: Graph { nodes: old.nodes[..self.forward].to_vec(), ..Graph::default() },
-            changed: HashSet::new(),
-        };
-        let mut place: Vec<u32> = (0..self.forward as u32).collect();
-        for (i, node) in old.nodes.iter().enumerate().skip(self.forward) {
-            let mut inputs = Vec::with_capacity(node.inputs.len());
-            for v in &node.inputs {
-                let at = if (v.node as usize) < self.forward { late.node(v.node)? } else { place[v.node as usize] };
-                inputs.push(Value { node: at, port: v.port });
-            }
-            late.changed.extend(old.changed_in_place(i));
-            late.graph.nodes.push(Node { inputs, ..node.clone() });
-            place.push(late.graph.nodes.len() as u32 - 1);
-        }
-        let moved = |v: &Value| Value { node: place[v.node as usize], port: v.port };
-        let mut graph = late.graph;
-        graph.outputs = old.outputs.iter().map(|(n, v)| (n.clone(), moved(v))).collect();
-        graph.updates = old.updates.iter().map(|(a, b)| (moved(a), moved(b))).collect();
-        graph.tags = old.tags.iter().map(|(v, r)| (moved(v), *r)).collect();
-        graph.forward = Some(self.forward);
-        Some(graph)
     }
 
     fn finished(&self, mut plan: Plan, device: &Device) -> Plan {

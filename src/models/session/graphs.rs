@@ -30,10 +30,8 @@ fn forward(model: &dyn LanguageModel, (batch, time): (usize, usize), training: b
     let hidden = model.hidden(&mut b, tokens)?;
     let width = b.graph.shape(hidden)[2];
     let hidden = b.graph.reshape(hidden, &[batch * time, width])?;
-    let logits = model.head(&mut b, hidden)?;
-    b.graph.output("logits", logits);
     let targets = b.graph.reshape(targets, &[batch * time])?;
-    let (nll, _) = b.scoped("loss", |b| b.graph.cross_entropy(logits, targets))?;
+    let nll = log_losses(model, &mut b, hidden, targets)?;
     b.graph.output("nll", nll);
     let loss = b.scoped("loss", |b| {
         let sum = b.graph.sum_all(nll)?;
@@ -41,6 +39,34 @@ fn forward(model: &dyn LanguageModel, (batch, time): (usize, usize), training: b
     })?;
     b.graph.output("loss", loss);
     Ok(Forward { builder: b, loss })
+}
+
+/// Logits of more bytes than this are made in blocks of rows.
+const MOST_LOGITS: usize = 128 << 20;
+/// Rows of a block, unless these too have more than `MOST_LOGITS`.
+const BLOCK_ROWS: usize = 512;
+
+/// Hidden states [N, width] and targets [N] to the negative log-likelihood of every row, [N]. Where the logits of all rows would be large
+/// they are made block by block, and again block by block in the backward pass: those of one block are in memory at a time, for a third
+/// more work in the head.
+fn log_losses(model: &dyn LanguageModel, b: &mut Builder, hidden: Value, targets: Value) -> Result<Value> {
+    let (rows, row_bytes) = (b.graph.shape(hidden)[0], 4 * model.vocab_size());
+    let block = (MOST_LOGITS / row_bytes.max(1) / 64 * 64).clamp(64, BLOCK_ROWS);
+    if rows.saturating_mul(row_bytes) <= MOST_LOGITS || rows <= block {
+        let logits = model.head(b, hidden)?;
+        b.graph.output("logits", logits);
+        return b.scoped("loss", |b| Ok(b.graph.cross_entropy(logits, targets)?.0));
+    }
+    let mut parts = Vec::new();
+    for start in (0..rows).step_by(block) {
+        let count = block.min(rows - start);
+        let some = b.graph.slice(hidden, 0, start, count)?;
+        let logits = model.head(b, some)?;
+        b.graph.remake(logits);
+        let targets = b.graph.slice(targets, 0, start, count)?;
+        parts.push(b.scoped("loss", |b| Ok(b.graph.cross_entropy(logits, targets)?.0))?);
+    }
+    b.graph.concat(&parts, 0)
 }
 
 /// Drops outputs that the host does not read: what nobody reads need not be kept (or computed).
