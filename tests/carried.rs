@@ -20,7 +20,7 @@ macro_rules! say {
     }};
 }
 
-const VERSIONS: [&str; 5] = ["v1", "v2", "v2.5", "v2.6", "v3.0"];
+const VERSIONS: [&str; 6] = ["v1", "v2", "v2.5", "v2.6", "v3.0", "v3.1"];
 
 fn gpu() -> Option<Device> {
     match Context::adapters().into_iter().next() {
@@ -118,7 +118,7 @@ fn pieces_of_a_text_give_what_the_whole_gives() {
 #[test]
 fn pieces_give_the_whole_at_full_size() {
     let tokens = random(300, 65, 6);
-    for version in ["v2.5", "v3.0"] {
+    for version in ["v2.5", "v3.1"] {
         let preset = format!("coeus-{version}-nano");
         let sets = ["model.layers=2"];
         let whole = whole(&preset, &sets, &tokens, 3);
@@ -137,6 +137,8 @@ fn other_choices_carry_their_state_too() {
         &["model.fusion=local_only"],
         &["model.fusion=recurrent_only"],
         &["model.share_qkv=false", "model.fusion=judge", "model.input_scale=false"],
+        &["model.use_episodic_mem=true", "model.mem_capacity=3", "model.mem_update_freq=5"],
+        &["model.fusion=local_only", "model.use_episodic_mem=true", "model.mem_capacity=1", "model.mem_update_freq=1"],
     ] {
         let whole = whole("coeus-v2.5-tiny", sets, &tokens, 3);
         let mut session = session("coeus-v2.5-tiny", sets, Device::Cpu, 3);
@@ -150,7 +152,7 @@ fn other_choices_carry_their_state_too() {
 fn a_gpu_carries_the_same_states() {
     let Some(device) = gpu() else { return };
     let tokens = random(150, 65, 8);
-    for version in ["v2.5", "v3.0"] {
+    for version in ["v2.5", "v3.0", "v3.1"] {
         let preset = format!("coeus-{version}-tiny");
         let whole = whole(&preset, &[], &tokens, 3);
         let mut session = session(&preset, &[], device.clone(), 3);
@@ -158,11 +160,13 @@ fn a_gpu_carries_the_same_states() {
     }
 }
 
-/// Floats of a layer: 2 window (heads' keys and values) and the recurrence's state.
+/// Floats of a layer: 2 window (heads' keys and values), the recurrence's state, and the slots of a memory.
 #[test]
 fn states_have_the_specified_size_however_long_the_text() {
     // nano: width 384, 6 heads of 64, window 128, 6 layers.
-    for (version, floats) in [("v1", 122_880), ("v2", 122_880), ("v2.5", 57_344), ("v2.6", 57_344), ("v3.0", 33_152)] {
+    for (version, floats) in
+        [("v1", 122_880), ("v2", 122_880), ("v2.5", 57_344), ("v2.6", 57_344), ("v3.0", 33_152), ("v3.1", 57_920)]
+    {
         let mut session = session(&format!("coeus-{version}-nano"), &[], Device::Cpu, 1);
         let bytes: u64 = session.states().unwrap().iter().map(|(_, ty)| ty.bytes()).sum();
         assert_eq!(bytes, 4 * 6 * floats, "{version}");
@@ -277,6 +281,10 @@ fn learned_positions_end_and_the_text_goes_on() {
     let long = gpt.advance(&tokens[10..]).unwrap();
     assert_eq!(long, gpt.next_logits(&tokens[8..]).unwrap());
     assert!(gpt.carries().unwrap_err().to_string().contains("carry no state"));
+    for (set, words) in [("model.mem_source=mean", "means"), ("model.local_mode=isolated_blocks", "isolated")] {
+        let error = session("coeus-v3.1-tiny", &[set], Device::Cpu, 3).carries().unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
     let foreign = gpt.prepare_segment(16, Reads::Next).unwrap_err().to_string();
     assert!(foreign.contains("carry no state"), "{foreign}");
 }

@@ -5,7 +5,7 @@ use super::{Coeus, EPS, STD};
 use crate::Result;
 use crate::config::MemSource;
 use crate::graph::Value;
-use crate::nn::{Builder, Init};
+use crate::nn::{Builder, Feed, Init};
 use crate::ops::episodic::EpisodicRead;
 use crate::ops::reduce::Reduction;
 
@@ -56,10 +56,31 @@ impl Coeus {
         b.linear("o_proj", read, self.config.width, false, self.branch_end())
     }
 
-    /// The memory of a whole text, which nothing came before: n [B, T, width] to [B, T, width].
+    /// The memory of a text: n [B, T, width], the whole of it or its next segment, to [B, T, width].
     pub(super) fn episodic(&self, b: &mut Builder, n: Value) -> Result<Value> {
+        if b.segment().is_some() {
+            return self.continued(b, n);
+        }
         let kept = self.snapshots(b, n)?;
         let (k, v) = self.slots(b, kept)?;
         self.recall(b, n, k, v, None)
+    }
+
+    /// The memory of a segment n [1, T, width]: the slots of earlier segments are carried, those that begin in it are added. Beside
+    /// the slots that are read the state has the one that left the ring last, where other rings have a row for writes that must
+    /// not count.
+    fn continued(&self, b: &mut Builder, n: Value) -> Result<Value> {
+        let c = &self.config;
+        let (every, slots) = (c.mem_update_freq, c.mem_capacity + 1);
+        let time = b.graph.shape(n)[1];
+        let tokens = b.graph.reshape(n, &[time, c.width])?;
+        let picked = b.feed(Feed::Picked { every })?;
+        let kept = b.graph.embedding(tokens, picked)?;
+        let kept = b.graph.reshape(kept, &[1, time.div_ceil(every), c.width])?;
+        let (k, v) = self.slots(b, kept)?;
+        let k = b.lengthen("keys", k, slots, Feed::NewestSlots { every, slots })?;
+        let v = b.lengthen("values", v, slots, Feed::NewestSlots { every, slots })?;
+        let place = b.feed(Feed::Place { every, slots })?;
+        self.recall(b, n, k, v, Some(place))
     }
 }
