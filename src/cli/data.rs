@@ -51,6 +51,9 @@ enum Command {
         /// UTF-8 text files of literature, one book each (40 % of what training sees); Project Gutenberg's frame is taken off
         #[arg(long, value_name = "FILE", num_args = 1..)]
         literature: Vec<PathBuf>,
+        /// Add texts whose facts come back later, 5 % of what training sees (what `eval recall` asks for)
+        #[arg(long)]
+        recall: bool,
     },
     /// Check a written corpus: hashes, every row or worked answer, and that nothing leaks between splits
     Validate {
@@ -81,9 +84,9 @@ enum Command {
 pub fn run(args: Args, json: bool) -> Result<()> {
     match args.command {
         Command::Verbs { out, seed, split, ratios } => verbs(out.as_deref(), seed, &policy(split, ratios)?, json),
-        Command::LogicMix { out, seed, bytes, literature } => {
+        Command::LogicMix { out, seed, bytes, literature, recall } => {
             let bytes = size::parse(&bytes).map_err(|why| Error::Config(format!("--bytes {bytes}: {why}")))?;
-            mix(out.as_deref(), &logic_mix::export::Options { seed, bytes, literature }, json)
+            mix(out.as_deref(), &logic_mix::export::Options { seed, bytes, literature, recall }, json)
         }
         Command::Validate { folder } => validate(&folder, json),
         Command::Inspect { path, tokenizer, ngram, split, seed, val_fraction } => {

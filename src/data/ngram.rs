@@ -106,6 +106,18 @@ impl NGramLm {
         all
     }
 
+    /// The most frequent next token after every context of n - 1 tokens that was seen, the smallest id among equals.
+    pub fn modes(&self) -> HashMap<Box<[u32]>, u32> {
+        let mut best = vec![(0, 0); self.totals.len()];
+        for (&(context, token), &count) in &self.counts {
+            let (most, of) = &mut best[context as usize];
+            if (count, std::cmp::Reverse(token)) > (*most, std::cmp::Reverse(*of)) {
+                (*most, *of) = (count, token);
+            }
+        }
+        self.contexts.iter().map(|(context, &index)| (context.clone(), best[index as usize].1)).collect()
+    }
+
     /// Mean negative log-likelihood in nats per scored token of a split.
     pub fn nats_per_token(&self, split: &TokenSplit) -> Result<f64> {
         if split.scored_tokens() == 0 {
@@ -196,6 +208,18 @@ mod tests {
         assert!((p - 14.01 / 20.64).abs() < 1e-12);
         assert_eq!(format!("{p:.3}"), "0.679");
         assert_eq!(model.top(&[1, 2, 5], 2).iter().map(|t| t.0).collect::<Vec<_>>(), [7, 8]);
+    }
+
+    #[test]
+    fn modes_are_the_most_frequent_followers() {
+        let mut model = NGramLm::new(2, ALPHA, 9).unwrap();
+        model.count(&[1, 7, 1, 7, 1, 3, 2, 5, 2, 4]);
+        let modes = model.modes();
+        assert_eq!([1, 2, 3, 5, 7].map(|c| modes[&[c][..]]), [7, 4, 2, 2, 1]);
+        assert_eq!(modes.len(), 5);
+        for (context, &token) in &modes {
+            assert_eq!(model.top(context, 1)[0].0, token);
+        }
     }
 
     #[test]

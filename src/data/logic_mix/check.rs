@@ -82,9 +82,12 @@ pub fn reply(answer: &str) -> Result<Reply, String> {
 
 /// Checks a generated document from its question to its conclusion.
 pub fn check(kind: Kind, text: &str) -> Result<(), String> {
+    if kind == Kind::Recall {
+        return super::recall::check(text);
+    }
     let (question, reply) = document(text)?;
     match kind {
-        Kind::Literature => Ok(()),
+        Kind::Literature | Kind::Recall => Ok(()),
         Kind::Arithmetic => arithmetic(question, &reply),
         Kind::Syllogism => syllogism(question, &reply),
         Kind::Pseudocode => pseudocode(question, &reply),

@@ -30,6 +30,8 @@ pub struct Options {
     pub bytes: u64,
     /// UTF-8 text files, one book each.
     pub literature: Vec<PathBuf>,
+    /// Add texts whose facts come back ([`super::recall`]).
+    pub recall: bool,
 }
 
 /// A document of a written corpus.
@@ -97,7 +99,6 @@ fn books(paths: &[PathBuf]) -> Result<Vec<(String, String)>> {
 
 /// Generates the corpus and writes it to `folder`. Returns the manifest.
 pub fn write(folder: &Path, options: &Options) -> Result<Value> {
-    let synthetic: f64 = Kind::SYNTHETIC.iter().map(|k| k.weight()).sum();
     if options.bytes == 0 {
         return Err(Error::Config(format!(
             "an empty mix: bytes = 0; give a number of bytes, such as {}",
@@ -112,7 +113,7 @@ pub fn write(folder: &Path, options: &Options) -> Result<Value> {
             parts.entry((split, Kind::Literature)).or_default().add(&format!("{name}|{block}"), text, 0.0);
         }
     }
-    for kind in Kind::SYNTHETIC {
+    for kind in Kind::SYNTHETIC.into_iter().chain(options.recall.then_some(Kind::Recall)) {
         for document in documents(options.seed, kind, target(kind, options.bytes)) {
             parts.entry((Split::of(&document.key), kind)).or_default().add(
                 &document.key,
@@ -133,11 +134,8 @@ pub fn write(folder: &Path, options: &Options) -> Result<Value> {
         }
         entries.insert(file_name(split, kind), entry);
     }
-    let weights: BTreeMap<&str, f64> = if books.is_empty() {
-        Kind::SYNTHETIC.iter().map(|k| (k.name(), k.weight() / synthetic)).collect()
-    } else {
-        Kind::ALL.iter().map(|k| (k.name(), k.weight())).collect()
-    };
+    let weights = weights(parts.keys().map(|(_, kind)| *kind).collect());
+    let weights: BTreeMap<&str, f64> = weights.into_iter().map(|(kind, weight)| (kind.name(), weight)).collect();
     let manifest = json!({
         "name": NAME,
         "version": VERSION,
@@ -206,10 +204,21 @@ pub fn read(folder: &Path) -> Result<Corpus> {
     Ok(corpus)
 }
 
+/// What share of the bytes each of these kinds is in training; together they are one.
+fn weights(kinds: BTreeSet<Kind>) -> BTreeMap<Kind, f64> {
+    let recall = Some(Kind::Recall.weight()).filter(|_| kinds.contains(&Kind::Recall) && kinds.len() > 1);
+    let others: f64 = kinds.iter().filter(|&&k| recall.is_none() || k != Kind::Recall).map(|k| k.weight()).sum();
+    let rest = |kind: Kind| kind.weight() / others * (1.0 - recall.unwrap_or(0.0));
+    kinds
+        .into_iter()
+        .map(|kind| (kind, recall.filter(|_| kind == Kind::Recall).unwrap_or_else(|| rest(kind))))
+        .collect()
+}
+
 /// Documents for training: the splits, and the training shares of the kinds.
 fn text_corpus(name: String, mut of: impl FnMut(Split, Kind) -> Vec<String>) -> Result<TextCorpus> {
     let mut splits = [vec![], vec![], vec![]];
-    let mut parts = vec![];
+    let mut parts: Vec<Part> = vec![];
     for (place, split) in Split::ALL.into_iter().enumerate() {
         for kind in Kind::ALL {
             let documents = of(split, kind);
@@ -217,13 +226,13 @@ fn text_corpus(name: String, mut of: impl FnMut(Split, Kind) -> Vec<String>) -> 
             if split == Split::Train && !documents.is_empty() {
                 let documents_of = first..first + documents.len();
                 let bytes = TextCorpus::bytes(&documents);
-                parts.push(Part { name: kind.name().into(), documents: documents_of, bytes, weight: kind.weight() });
+                parts.push(Part { name: kind.name().into(), documents: documents_of, bytes, weight: 0.0 });
             }
             splits[place].extend(documents);
         }
     }
-    let all: f64 = parts.iter().map(|p| p.weight).sum();
-    parts.iter_mut().for_each(|p| p.weight /= all);
+    let weights = weights(parts.iter().filter_map(|part| Kind::parse(&part.name)).collect());
+    parts.iter_mut().zip(weights.into_values()).for_each(|(part, weight)| part.weight = weight);
     let [train, val, test] = splits;
     Ok(TextCorpus { parts, ..TextCorpus::new(name, Layout::Rows, train, val, test)? })
 }
@@ -318,7 +327,7 @@ pub fn validate(folder: &Path) -> Result<Vec<Check>> {
         .as_u64()
         .ok_or_else(|| Error::Data(format!("{}: the manifest has no seed", folder.display())))?;
     let mut faults = vec![];
-    for kind in Kind::SYNTHETIC {
+    for kind in Kind::SYNTHETIC.into_iter().chain([Kind::Recall]) {
         let mut next = Split::ALL.map(|split| corpus.parts[&(split, kind)].iter());
         let count: usize = next.iter().map(|n| n.len()).sum();
         for index in 0..count as u64 {
@@ -350,7 +359,7 @@ mod tests {
     use super::*;
 
     fn small(literature: Vec<PathBuf>) -> Options {
-        Options { seed: super::super::SEED, bytes: 200_000, literature }
+        Options { seed: super::super::SEED, bytes: 200_000, literature, recall: false }
     }
 
     fn book(words: usize, salt: u64) -> String {
@@ -428,6 +437,24 @@ mod tests {
     }
 
     #[test]
+    fn recall_takes_its_share_and_leaves_the_others_as_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let (plain, with) = (folder.path().join("plain"), folder.path().join("with"));
+        let before = write(&plain, &small(vec![])).unwrap();
+        let after = write(&with, &Options { recall: true, ..small(vec![]) }).unwrap();
+        for (name, entry) in before["files"].as_object().unwrap() {
+            assert_eq!(after["files"][name], *entry);
+        }
+        assert!(before["weights"].get("recall").is_none() && after["weights"]["recall"] == 0.05);
+        let corpus = load(&with).unwrap();
+        let of = |name: &str| corpus.parts.iter().find(|p| p.name == name).unwrap().weight;
+        assert!((of("recall") - 0.05).abs() < 1e-12 && (of("arithmetic") - 0.95 * 0.6).abs() < 1e-12);
+        assert!((corpus.parts.iter().map(|p| p.weight).sum::<f64>() - 1.0).abs() < 1e-12);
+        let checks = validate(&with).unwrap();
+        assert!(checks.iter().all(|c| c.message.is_ok()), "{checks:?}");
+    }
+
+    #[test]
     fn copies_of_a_book_and_empty_mixes_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let [a, b, c] = ["a.txt", "b.txt", "c.txt"].map(|name| folder.path().join(name));
@@ -447,7 +474,8 @@ mod tests {
     fn the_bytes_of_the_default_seed_are_pinned() {
         // Pinned from this implementation: any change of a draw or a word shows here, and then the version has to change with it.
         let folder = tempfile::tempdir().unwrap();
-        let options = Options { seed: super::super::SEED, bytes: super::super::BYTES, literature: vec![] };
+        let options =
+            Options { seed: super::super::SEED, bytes: super::super::BYTES, literature: vec![], recall: false };
         let manifest = write(folder.path(), &options).unwrap();
         let hashes: Vec<(String, String)> = manifest["files"]
             .as_object()

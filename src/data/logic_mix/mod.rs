@@ -8,6 +8,7 @@ pub mod draws;
 pub mod export;
 pub mod literature;
 pub mod pseudocode;
+pub mod recall;
 pub mod syllogism;
 
 use draws::{Draws, fnv1a64};
@@ -24,11 +25,14 @@ pub enum Kind {
     Arithmetic,
     Syllogism,
     Pseudocode,
+    /// Only where it is asked for. Its discriminant is its stream of random numbers, as for the others.
+    Recall = 8,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Literature, Kind::Arithmetic, Kind::Syllogism, Kind::Pseudocode];
-    /// What the generator makes.
+    pub const ALL: [Kind; 5] =
+        [Kind::Literature, Kind::Arithmetic, Kind::Syllogism, Kind::Pseudocode, Kind::Recall];
+    /// What the generator makes for every mix.
     pub const SYNTHETIC: [Kind; 3] = [Kind::Arithmetic, Kind::Syllogism, Kind::Pseudocode];
 
     pub fn name(self) -> &'static str {
@@ -37,6 +41,7 @@ impl Kind {
             Kind::Arithmetic => "arithmetic",
             Kind::Syllogism => "syllogism",
             Kind::Pseudocode => "pseudocode",
+            Kind::Recall => "recall",
         }
     }
 
@@ -44,13 +49,14 @@ impl Kind {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Share of the bytes that training sees.
+    /// Share of the bytes that training sees: of recall, beside the others, which then divide the rest.
     pub fn weight(self) -> f64 {
         match self {
             Kind::Literature => 0.40,
             Kind::Arithmetic => 0.36,
             Kind::Syllogism => 0.14,
             Kind::Pseudocode => 0.10,
+            Kind::Recall => 0.05,
         }
     }
 }
@@ -78,6 +84,7 @@ pub fn document(seed: u64, kind: Kind, index: u64) -> Document {
         Kind::Arithmetic => arithmetic::document(&mut draws),
         Kind::Syllogism => syllogism::document(&mut draws),
         Kind::Pseudocode => pseudocode::document(&mut draws),
+        Kind::Recall => recall::document(&mut draws),
     }
 }
 
@@ -135,7 +142,7 @@ pub fn class_of(key: &str) -> u64 {
 }
 
 /// `User: .. Coeus: Step 1: .. Step 2: .. CONCLUSION` and an empty line.
-fn dialogue(question: &str, steps: &[String], conclusion: &str) -> String {
+pub fn dialogue(question: &str, steps: &[String], conclusion: &str) -> String {
     use std::fmt::Write;
     let mut text = format!("User: {question}\nCoeus:");
     for (i, step) in steps.iter().enumerate() {
