@@ -10,6 +10,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod evals;
 pub mod graph;
 pub mod infer;
 pub mod models;

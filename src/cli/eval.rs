@@ -1,4 +1,11 @@
-//! `lynx-gpu eval`: loss, perplexity and bits per byte of a trained model on a split, beside the best n-gram.
+//! `lynx-gpu eval`: loss, perplexity and bits per byte of a trained model on a split, beside the best n-gram; and batteries of
+//! problems.
+
+mod common;
+mod iq;
+mod multihop;
+mod reach;
+mod recall;
 
 use super::checkpoint::{Opened, newest_run};
 use crate::data::{Cache, EvalBatches, TokenSplit, ngram};
@@ -19,7 +26,26 @@ enum Split {
 }
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    battery: Option<Battery>,
+    #[command(flatten)]
+    split: SplitArgs,
+}
+
+#[derive(clap::Subcommand)]
+enum Battery {
+    /// Unseen problems of the logic mix, of trained and untrained lengths and forms, beside baselines that do not reason
+    Iq(iq::Args),
+    /// Facts in a text, asked for over distances from tens to thousands of bytes
+    Recall(recall::Args),
+    /// Chains of facts: who has the key after one, two or three steps
+    Multihop(multihop::Args),
+}
+
+#[derive(clap::Args)]
+struct SplitArgs {
     /// Run folder or checkpoint (default: the newest run under runs/)
     model: Option<PathBuf>,
     /// Which part of the data
@@ -42,6 +68,15 @@ pub struct Args {
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
+    match args.battery {
+        Some(Battery::Iq(args)) => iq::run(args, json),
+        Some(Battery::Recall(args)) => recall::run(args, json),
+        Some(Battery::Multihop(args)) => multihop::run(args, json),
+        None => split(args.split, json),
+    }
+}
+
+fn split(args: SplitArgs, json: bool) -> Result<()> {
     let path = match &args.model {
         Some(path) => path.clone(),
         None => newest_run()?,
@@ -93,7 +128,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn chosen_split(args: &Args, opened: &Opened, data: &Prepared) -> Result<(String, Arc<TokenSplit>)> {
+fn chosen_split(args: &SplitArgs, opened: &Opened, data: &Prepared) -> Result<(String, Arc<TokenSplit>)> {
     if let Some(path) = &args.data {
         // Read as running text, whatever the run was trained on.
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;

@@ -1,0 +1,475 @@
+//! Batteries of problems, without a model where one is not needed: solvers that know the answers and solvers that guess bracket what
+//! a model can get.
+
+use lynx_gpu::Result;
+use lynx_gpu::data::logic_mix::{self, Kind, SEED, Split, arithmetic, check, draws::Draws, syllogism::HELD_OUT_NOUNS};
+use lynx_gpu::evals::filler::Filler;
+use lynx_gpu::evals::iq::solvers::{Majority, NGram, NearestCopy, Solver, Training};
+use lynx_gpu::evals::iq::{self, Cell, Expected, Item, Options, Report};
+use lynx_gpu::evals::{Proportion, multihop, recall};
+use lynx_gpu::infer::NextToken;
+use lynx_gpu::tokenizer::{ByteTokenizer, CharTokenizer, SpecialTokens, Tokenizer};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn wilson_intervals_are_the_published_ones() {
+    // Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29.
+    for (hits, n, low, high) in
+        [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
+    {
+        let p = Proportion::new(hits, n);
+        assert!((p.low - low).abs() < 5e-5 && (p.high - high).abs() < 5e-5, "{p:?}");
+    }
+    for n in [1, 7, 200] {
+        let (none, all) = (Proportion::new(0, n), Proportion::new(n, n));
+        assert!(none.low == 0.0 && all.high == 1.0 && (none.high - (1.0 - all.low)).abs() < 1e-12);
+        assert!(all.above(&none) == (all.low > none.high) && !none.above(&all));
+    }
+    // Of shares p, the interval of a draw holds p about 95 times in 100.
+    let mut draws = Draws::of(1, 77, 0);
+    let held = (0..2000).filter(|_| {
+        let share = draws.below(1000);
+        let hits = (0..200).filter(|_| draws.below(1000) < share).count() as u64;
+        let p = Proportion::new(hits, 200);
+        p.low <= share as f64 / 1000.0 && share as f64 / 1000.0 <= p.high
+    });
+    // Binomial(2000, 0.95): standard deviation 9.7; five of them either way.
+    assert!((1851..=1949).contains(&held.count()));
+}
+
+/// Knows every answer.
+struct Oracle;
+
+impl Solver for Oracle {
+    fn name(&self) -> String {
+        "oracle".into()
+    }
+
+    fn reply(&mut self, item: &Item) -> Result<String> {
+        Ok(item.worked.clone())
+    }
+}
+
+/// Writes replies of the right form with drawn content.
+struct Guess(Draws);
+
+impl Solver for Guess {
+    fn name(&self) -> String {
+        "guess".into()
+    }
+
+    fn reply(&mut self, item: &Item) -> Result<String> {
+        let draws = &mut self.0;
+        Ok(match item.cell.kind() {
+            Kind::Syllogism => {
+                let text = logic_mix::syllogism::document(draws).text;
+                text.split_once("\nCoeus:").unwrap().1.to_owned()
+            }
+            Kind::Pseudocode => {
+                let text = logic_mix::pseudocode::document(draws).text;
+                text.split_once("\nCoeus:").unwrap().1.to_owned()
+            }
+            _ => {
+                let text = arithmetic::document(draws).text;
+                text.split_once("\nCoeus:").unwrap().1.to_owned()
+            }
+        })
+    }
+}
+
+fn score<'a>(report: &'a Report, cell: &str, measure: &str) -> &'a [Proportion] {
+    let row = report.rows.iter().find(|row| row.cell == cell && row.measure == measure);
+    &row.unwrap_or_else(|| panic!("no row {cell} {measure}")).scores
+}
+
+#[test]
+fn an_oracle_gets_everything_guesses_get_chance_and_baselines_lie_between() {
+    let training = Training::generated(SEED, 300_000);
+    let mut solvers: Vec<Box<dyn Solver>> = vec![
+        Box::new(Oracle),
+        Box::new(Guess(Draws::of(SEED, 77, 1))),
+        Box::new(NGram::fit(&training).unwrap()),
+        Box::new(NearestCopy::fit(&training)),
+        Box::new(Majority::fit(&training)),
+    ];
+    let options = Options { n: 100, ..Options::default() };
+    let mut told = (0, 0);
+    let report = iq::run(&options, &mut solvers, &mut |done, total| told = (done, total)).unwrap();
+    assert!(told.0 == told.1 && told.1 == 5 * (11 * 100 + score(&report, "A1", "answer")[0].n as usize));
+    for row in &report.rows {
+        assert_eq!((row.scores[0].rate, row.scores[0].high), (1.0, 1.0), "{row:?}");
+        // Guesses: chance lies in the interval, which may miss one time in twenty; twice its width does not.
+        let guess = row.scores[1];
+        let slack = guess.high - guess.low;
+        match row.measure {
+            "grammar" => assert_eq!(guess.rate, 1.0),
+            "verdict" | "form" => {
+                let chance = if row.measure == "form" { 1.0 / 12.0 } else { 0.5 };
+                assert!((guess.rate - chance).abs() < slack, "{row:?}");
+            }
+            // One-digit answers are few, and so are verdicts of searches ("not found") and short results.
+            _ if row.cell == "A1" || row.cell == "P" => assert!(guess.rate < 0.35, "{row:?}"),
+            _ => assert!(guess.rate < 0.05, "{row:?}"),
+        }
+        // A constant verdict is right half of the time; an argument of four words is not remembered.
+        if row.measure == "verdict" {
+            assert!(row.scores[2].rate <= 0.5 && row.scores[4].rate == 0.5, "{row:?}");
+        }
+        if ["A3", "A4", "A5", "M 3x2", "M 4x2", "X", "F"].contains(&row.cell) {
+            assert!(row.scores[2..].iter().all(|s| s.rate < 0.1), "{row:?}");
+        }
+    }
+    // Only who beats every baseline on what is never trained is said to reason.
+    let claims: Vec<(&str, bool)> = report.claims.iter().map(|c| (c.solver.as_str(), c.claimed)).collect();
+    assert_eq!(claims, [("oracle", true), ("guess", false)]);
+    assert_eq!(report.claims[0].cells, ["A5", "X"]);
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["rows"][0]["scores"].as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn problems_are_unseen_different_and_the_same_each_time() {
+    for cell in Cell::ALL {
+        let items = iq::items(cell, 200, SEED);
+        let keys: BTreeSet<&str> = items.iter().map(|i| i.key.as_str()).collect();
+        assert_eq!(items, iq::items(cell, 200, SEED));
+        match cell {
+            // All that exist: 55 sums and 100 differences, a tenth of them unseen.
+            Cell::A1 => assert!((8..=25).contains(&items.len())),
+            _ => assert_eq!(items.len(), 200, "{cell:?}"),
+        }
+        // Two halves of arguments have keys of their own; held-out nouns share the numbers of others.
+        assert_eq!(keys.len(), items.len(), "{cell:?}");
+        for item in &items {
+            match cell {
+                Cell::A1 => assert_ne!(Split::of(&item.key), Split::Train, "{item:?}"),
+                Cell::SHeldOut => assert!(HELD_OUT_NOUNS.iter().any(|noun| item.question.contains(noun))),
+                _ => assert_eq!(Split::of(&item.key), Split::Test, "{item:?}"),
+            }
+        }
+        let valid = items.iter().filter(|i| matches!(i.expected, Expected::Verdict { valid: true, .. })).count();
+        assert_eq!(valid, if cell.kind() == Kind::Syllogism { 100 } else { 0 });
+        // A shorter run asks the first ones of a longer run, and another seed asks others.
+        let shorter = iq::items(cell, 50, SEED);
+        assert!(shorter[..] == items[..shorter.len()] && shorter.len() == items.len().min(50), "{cell:?}");
+        if cell != Cell::A1 {
+            assert!(iq::items(cell, 50, 7)[..] != items[..50], "{cell:?}");
+        }
+    }
+    // No text that a mix of the usual size trains on asks one of these questions.
+    let asked: BTreeSet<String> =
+        Cell::ALL.into_iter().flat_map(|cell| iq::items(cell, 200, SEED)).map(|item| item.question).collect();
+    for (_, record) in Training::generated(SEED, 4_000_000).records {
+        let (question, _) = check::document(&record.text).unwrap();
+        assert!(!asked.contains(question), "{question}");
+    }
+}
+
+#[test]
+fn operands_have_the_digits_that_the_cell_says() {
+    let digits = |n: i64| n.to_string().len();
+    for (cell, of_a, of_b) in [
+        (Cell::A2, 2, 2),
+        (Cell::A4, 4, 4),
+        (Cell::A5, 5, 5),
+        (Cell::M3x1, 3, 1),
+        (Cell::M3x2, 3, 2),
+        (Cell::M4x2, 4, 2),
+    ] {
+        for item in iq::items(cell, 100, SEED) {
+            let (_, a, b) = check::operands(&item.question).unwrap();
+            assert_eq!((digits(a), digits(b)), (of_a, of_b), "{}", item.question);
+        }
+    }
+    // Two operations, and the second one's rank is kept: the answer is computed here once more.
+    for item in iq::items(Cell::X, 100, SEED) {
+        let numbers: Vec<i64> =
+            item.question.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
+        let [a, b, c] = numbers[..] else { panic!("{}", item.question) };
+        let answer = if item.question.contains('*') { a + b * c } else { a - b + c };
+        assert_eq!(item.expected, Expected::Integer(answer), "{}", item.question);
+        assert!(check::operands(&item.question).is_none(), "{}", item.question);
+    }
+}
+
+/// A reader of bytes that looks facts up in the newest `view` bytes of its text, and guesses digits where it finds none.
+struct Copier {
+    tokenizer: Tokenizer,
+    view: usize,
+    seen: Vec<u8>,
+    /// The longest text it was given.
+    longest: usize,
+}
+
+impl Copier {
+    fn new(view: usize) -> Self {
+        Copier { tokenizer: Tokenizer::Byte(ByteTokenizer::new(SpecialTokens::none())), view, seen: vec![], longest: 0 }
+    }
+
+    /// The byte that must come next, if it can be known.
+    fn next(&self, text: &str) -> Option<u8> {
+        if let Some((before, asked)) = text.rsplit_once("Start at ") {
+            let (start, rest) = asked.split_once(", ")?;
+            let (steps, written) = rest.split_once(" steps: ")?;
+            let mut links = BTreeMap::new();
+            for (at, words) in before.match_indices(" gives the key to ") {
+                links.insert(before.get(at.checked_sub(6)?..at)?, before.get(at + words.len()..at + words.len() + 6)?);
+            }
+            let holder = (0..steps.parse::<usize>().ok()?).try_fold(start, |name, _| links.get(name).copied())?;
+            return holder.as_bytes().get(written.len()).copied();
+        }
+        let asked = &text[text.rfind("The code of ")?..];
+        let told = text[..text.len() - asked.len()].find(asked)?;
+        text.as_bytes().get(told + asked.len()).copied()
+    }
+}
+
+impl NextToken for Copier {
+    fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+    fn context(&self) -> usize {
+        usize::MAX
+    }
+    fn next_logits(&mut self, _: &[u32]) -> Result<Vec<f32>> {
+        unreachable!("batteries read on")
+    }
+    fn restart(&mut self) -> Result<()> {
+        self.seen.clear();
+        Ok(())
+    }
+    fn advance(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.seen.extend(tokens.iter().map(|&t| t as u8));
+        self.longest = self.longest.max(self.seen.len());
+        let visible = &self.seen[self.seen.len().saturating_sub(self.view)..];
+        let next = self.next(std::str::from_utf8(visible).unwrap());
+        // Five rows beyond the tokenizer's ids, which nobody may choose.
+        let mut logits = vec![-20.0; 256 + 5];
+        logits[256..].fill(90.0);
+        match next {
+            Some(byte) => logits[byte as usize] = 20.0,
+            None => logits[b'0' as usize..=b'9' as usize].fill(0.0),
+        }
+        Ok(logits)
+    }
+}
+
+fn recalled(model: &mut Copier, distances: &[usize], facts: &[usize], n: usize) -> recall::Report {
+    let options = recall::Options { distances: distances.to_vec(), facts: facts.to_vec(), n, ..Default::default() };
+    recall::run(model, "model", &options, &Filler::generated(SEED), &mut |_, _| {}).unwrap()
+}
+
+#[test]
+fn a_copier_recalls_everything_at_every_distance_among_other_facts() {
+    let mut model = Copier::new(usize::MAX);
+    let report = recalled(&mut model, &recall::DISTANCES, &[1, 2, 4, 9], 8);
+    for cell in &report.cells {
+        assert_eq!((cell.score.exact.rate, cell.score.digits.rate), (1.0, 1.0), "{cell:?}");
+        assert!(cell.score.nats_per_digit < 1e-6 && cell.reach == recall::reach(cell.distance), "{cell:?}");
+        assert_eq!((cell.score.exact.n, cell.score.digits.n, cell.by_alignment.len()), (8, 32, 8));
+    }
+    assert_eq!(report.by_alignment.iter().map(|s| s.exact.n).sum::<u64>(), 8 * 9 * 4);
+    // 3,000 bytes need a text longer than the usual 1,024.
+    assert!((3000..3600).contains(&model.longest));
+}
+
+/// What attention of 6 layers and a window of 128 can see, and nothing more: a distance of 700 is inside, 900 is the clean control.
+#[test]
+fn a_reader_of_the_newest_762_tokens_is_at_chance_at_900() {
+    let mut model = Copier::new(762);
+    let report = recalled(&mut model, &[16, 700, 900], &[1], 400);
+    let [near, inside, beyond] = &report.cells[..] else { panic!() };
+    assert_eq!((near.score.exact.rate, inside.score.exact.rate), (1.0, 1.0));
+    assert!(inside.reach <= 761 && beyond.reach > 761);
+    assert!(beyond.score.exact.rate <= 0.01, "{beyond:?}");
+    // Guessing one digit always: binomial(1600, 0.1), five standard deviations of 0.0075.
+    assert!((beyond.score.digits.rate - 0.1).abs() < 0.0375, "{beyond:?}");
+    assert!((beyond.score.nats_per_digit - std::f64::consts::LN_10).abs() < 1e-5, "{beyond:?}");
+}
+
+#[test]
+fn facts_stand_where_they_are_said_to_and_their_names_are_in_no_training_text() {
+    let filler = Filler::generated(SEED);
+    let trained: String =
+        Training::generated(SEED, 400_000).records.into_iter().map(|(_, r)| r.text).collect::<String>()
+            + &logic_mix::documents(SEED, Kind::Recall, 400_000)
+                .into_iter()
+                .filter(|d| Split::of(&d.key) == Split::Train)
+                .map(|d| d.text)
+                .collect::<String>();
+    for number in 0..400 {
+        let (facts, distance, alignment) = (1 + number % 6, 37 * number % 1100, number % 8);
+        let make = || recall::sample(&filler, &mut Draws::of(SEED, 8, number as u64), distance, facts, alignment);
+        let sample = make();
+        assert_eq!(sample, make());
+        assert!(sample.start % 8 == alignment && sample.start >= 100 && (facts > 4 || sample.start < 108));
+        assert_eq!(&sample.prompt[sample.told..sample.told + 4], sample.answer);
+        let query = sample.prompt.rfind("The code of ").unwrap();
+        assert_eq!(query, sample.start + 28 + distance, "the distance lies between fact and query");
+        assert_eq!(sample.prompt.matches("The code of ").count(), facts + 1);
+        let names: BTreeSet<&str> =
+            sample.prompt.match_indices("The code of ").map(|(at, _)| &sample.prompt[at + 12..at + 18]).collect();
+        assert_eq!(names.len(), facts);
+        for name in names {
+            assert!(logic_mix::class_of(name) >= 95 && !trained.contains(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn chains_are_followed_by_who_knows_them_and_guessed_one_time_in_six() {
+    let filler = Filler::generated(SEED);
+    let options = multihop::Options { n: 300, ..Default::default() };
+    let run = |view| multihop::run(&mut Copier::new(view), "model", &options, &filler, &mut |_, _| {}).unwrap();
+    for row in run(usize::MAX) {
+        assert_eq!((row.choice.rate, row.exact.rate), (1.0, 1.0), "{row:?}");
+    }
+    // Who sees the query alone prefers no name: the first in the alphabet is right one time in six. Binomial(300, 1/6): standard
+    // deviation 0.0215, five of them either way.
+    for row in run(30) {
+        assert!((row.choice.rate - 1.0 / 6.0).abs() < 0.108 && row.exact.hits == 0, "{row:?}");
+    }
+    for steps in multihop::STEPS {
+        for number in 0..200 {
+            let sample = multihop::sample(&filler, &mut Draws::of(SEED, 8, number), steps);
+            assert_eq!(sample, multihop::sample(&filler, &mut Draws::of(SEED, 8, number), steps));
+            assert_eq!(sample.prompt.matches(" gives the key to ").count(), 6);
+            let initials: BTreeSet<&str> = sample.candidates.iter().map(|c| &c[..1]).collect();
+            assert!(initials.len() == 6 && sample.candidates.iter().all(|c| logic_mix::class_of(c) >= 95));
+            let start = &sample.prompt[sample.prompt.rfind("Start at ").unwrap() + 9..][..6];
+            assert!(!sample.candidates.iter().any(|c| c == start));
+            // 900 bytes of filler, six facts of 32 and the query of 26.
+            assert_eq!(sample.prompt.len(), 900 + 6 * 32 + 26);
+        }
+    }
+}
+
+#[test]
+fn what_a_tokenizer_cannot_write_and_impossible_cells_are_refused_by_name() {
+    let filler = Filler::generated(SEED);
+    let mut model = Copier::new(usize::MAX);
+    model.tokenizer = Tokenizer::Char(
+        CharTokenizer::train(
+            ["abcdefghijklmnopqrstuvwxyz .,ABCDEFGHIJKLMNOPQRSTUVWXYZ"],
+            SpecialTokens::none(),
+        )
+        .unwrap(),
+    );
+    let options = recall::Options { n: 1, distances: vec![16], ..Default::default() };
+    let message = recall::run(&mut model, "runs/letters", &options, &filler, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(["runs/letters", "tokenizer.kind", "byte"].iter().all(|word| message.contains(word)), "{message}");
+    let refused = |edit: &dyn Fn(&mut recall::Options), word: &str| {
+        let mut options = recall::Options::default();
+        edit(&mut options);
+        let message = options.validate().unwrap_err().to_string();
+        assert!(message.contains(word), "{message}");
+    };
+    refused(&|o| o.n = 0, "--n 0");
+    refused(&|o| o.facts = vec![0], "--facts 0");
+    refused(&|o| o.facts = vec![], "--facts");
+    refused(&|o| o.distances = vec![usize::MAX], "--distances");
+    refused(&|o| o.alignments = vec![8], "--alignments 8");
+}
+
+fn lynx(dir: &Path, args: &[&str]) -> (bool, String, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_lynx-gpu"))
+        .args(args)
+        .current_dir(dir)
+        .env("LYNX_CACHE", dir.join("cache"))
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (out.status.success(), text(out.stdout), text(out.stderr))
+}
+
+/// From data to tables on models of a few steps: one that carries a state and one that sees its newest tokens.
+#[test]
+fn each_battery_runs_on_trained_models_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let good = |args: &[&str]| {
+        let (fine, out, err) = lynx(dir, args);
+        assert!(fine, "{args:?}: {err}");
+        out
+    };
+    good(&["data", "logic-mix", "--bytes", "150000", "--recall", "--out", "mix"]);
+    assert!(good(&["data", "validate", "mix"]).contains("worked answers"));
+    let train = |out, preset, sets: &[&str]| {
+        let mut args = vec!["train", "--config", preset, "--data", "mix", "--out", out, "--device", "cpu"];
+        let common = [
+            "tokenizer.kind=byte",
+            "train.steps=4",
+            "train.batch_size=2",
+            "train.eval_batches=1",
+            "train.sample_tokens=4",
+            "data.batching=auto",
+        ];
+        common.iter().chain(sets).for_each(|set| args.extend(["--set", set]));
+        good(&args);
+    };
+    train("carried", "coeus-v2.5-tiny", &["model.layers=1", "model.width=24", "model.heads=2"]);
+    train("newest", "minigpt", &["model.layers=1", "model.width=16", "model.heads=2", "model.context=32"]);
+
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&good(args)).unwrap() };
+    let iq = json(&["eval", "iq", "carried", "-n", "1", "--device", "cpu", "--out", "iq.json", "--json"]);
+    assert_eq!(iq["solvers"].as_array().unwrap().len(), 4);
+    assert_eq!(iq["baselines_learnt_from"], "mix");
+    assert_eq!(iq["claims"][0]["claimed"], false);
+    let written: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("iq.json")).unwrap()).unwrap();
+    assert_eq!(written, iq);
+
+    let args = [
+        "eval",
+        "recall",
+        "carried",
+        "newest",
+        "--distances",
+        "16,200",
+        "--facts",
+        "1,2",
+        "-n",
+        "8",
+        "--device",
+        "cpu",
+    ];
+    let result = json(&[&args[..], &["--json"]].concat());
+    for model in result["models"].as_array().unwrap() {
+        let cells = model["result"]["cells"].as_array().unwrap();
+        assert_eq!((cells.len(), cells[1]["reach"].as_u64()), (4, Some(227)));
+        assert!(cells.iter().all(|c| c["exact"]["n"] == 8 && c["nats_per_digit"].as_f64().unwrap() > 0.5));
+    }
+    assert_eq!(
+        (&result["models"][0]["reach"]["limit"], &result["models"][1]["reach"]["limit"]),
+        (&Value::Null, &31.into())
+    );
+    assert_eq!(result, json(&[&args[..], &["--json"]].concat()), "the same again");
+    let table = good(&args);
+    assert!(
+        table.contains("carried: attention reaches 1 x (16 - 1) = 15 tokens back")
+            && table.contains("out of reach: chance"),
+        "{table}"
+    );
+
+    std::fs::write(dir.join("book.txt"), "It was a dark night, and \u{201c}nobody\u{201d} slept.\n".repeat(40))
+        .unwrap();
+    let hops =
+        json(&["eval", "multihop", "carried", "newest", "-n", "2", "--text", "book.txt", "--device", "cpu", "--json"]);
+    assert_eq!(
+        (hops["filler"].as_str(), hops["models"][1]["result"][2]["steps"].as_u64()),
+        (Some("book.txt"), Some(3))
+    );
+    // The command without a battery is as it was.
+    assert!(good(&["eval", "carried", "--no-ngram", "--device", "cpu"]).contains("bits/byte"));
+    for (args, words) in [
+        (&["eval", "recall", "carried", "--facts", "0"][..], "--facts 0"),
+        (&["eval", "iq", "nothing-here"], "nothing-here"),
+        (&["eval", "multihop", "carried", "--text", "none.txt"], "none.txt"),
+        (&["eval", "iq", "carried", "-n", "0"], "--n 0"),
+    ] {
+        let (fine, _, err) = lynx(dir, args);
+        assert!(!fine && err.contains(words), "{args:?}: {err}");
+    }
+}
