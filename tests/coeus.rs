@@ -11,8 +11,12 @@ use lynx_gpu::tensor::HostTensor;
 use lynx_gpu::train::model::StepInfo;
 use std::collections::BTreeMap;
 
+#[path = "coeus/local.rs"]
+mod local;
 #[path = "coeus/memory.rs"]
 mod memory;
+#[path = "coeus/mixing.rs"]
+mod mixing;
 
 /// Counts and skips are printed whether or not the test passes: the test runner catches `println!`, not this.
 macro_rules! say {
@@ -205,6 +209,31 @@ fn no_position_sees_the_future() {
             let last = (time - 1) * vocab_size..time * vocab_size;
             let most = base[last.clone()].iter().zip(&changed[last]).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
             assert!(most > 1e-7, "{version} on {}: the first token is forgotten, {most:e}", device.name());
+        }
+    }
+}
+
+/// The loss of one position alone sends no gradient to any later token: not a small one, none. Every position has a token of its own,
+/// and a head of its own keeps the embedding's gradient to what the input got.
+#[test]
+fn no_gradient_flows_to_the_future() {
+    let time = 64;
+    for version in VERSIONS {
+        let model = tiny(version, time, &["model.dropout=0", "model.tied_head=false"]);
+        let width = 96;
+        let graph = graphs::gradient_only(model.as_ref(), (1, time)).unwrap();
+        let mut ready = Ready::new(model.as_ref(), &graph, (1, time), &Device::Cpu);
+        let tokens: Vec<i32> = (0..time as i32).map(|i| (i * 29 + 5) % time as i32).collect();
+        for t in 0..time {
+            let mut targets = vec![-1; time];
+            targets[t] = 3;
+            ready.run(&tokens, &targets);
+            let gradient = ready.read("gradient.model.embed_tokens.weight");
+            let of = |s: usize| &gradient[tokens[s] as usize * width..][..width];
+            assert!(of(t).iter().any(|g| *g != 0.0), "{version}: {t} sends nothing to itself");
+            for s in t + 1..time {
+                assert!(of(s).iter().all(|g| *g == 0.0), "{version}: {t} sends a gradient to {s}");
+            }
         }
     }
 }

@@ -3,6 +3,8 @@
 
 mod local;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 use super::LanguageModel;
 use crate::Result;

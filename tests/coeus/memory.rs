@@ -7,17 +7,17 @@ use lynx_gpu::ops::attention::Attention;
 use lynx_gpu::ops::episodic::EpisodicRead;
 use lynx_gpu::tensor::TensorType;
 
-fn devices() -> Vec<Device> {
+pub fn devices() -> Vec<Device> {
     [Some(Device::Reference), Some(Device::Cpu), gpu()].into_iter().flatten().collect()
 }
 
 /// A graph's plan on a device, without weights.
-fn prepared(graph: &Graph, device: &Device) -> (Box<dyn Executable>, Store) {
+pub fn prepared(graph: &Graph, device: &Device) -> (Box<dyn Executable>, Store) {
     let mut store = Store::new(device);
     (Plan::new(graph).unwrap().prepare(&mut store).unwrap(), store)
 }
 
-fn normal(shape: &[usize], seed: u64) -> HostTensor {
+pub fn normal(shape: &[usize], seed: u64) -> HostTensor {
     let mut data = vec![0.0; shape.iter().product()];
     kernels_cpu::philox::fill_normal(seed, 1, &mut data);
     HostTensor::f32(shape, data)
