@@ -8,7 +8,7 @@ mod tests;
 
 use super::LanguageModel;
 use crate::Result;
-use crate::config::{CoeusConfig, ForgetGate, Fusion, LocalMode, MemSource, Positions, Recurrence};
+use crate::config::{CoeusConfig, ForgetGate, Fusion, LocalMode, Positions, Recurrence};
 use crate::graph::Value;
 use crate::nn::{Builder, Feed, FeedForward, Init};
 use crate::ops::attention::Attention as AttentionOp;
@@ -339,9 +339,6 @@ impl LanguageModel for Coeus {
     }
 
     fn carries(&self) -> Result<(), String> {
-        if self.config.use_episodic_mem && self.config.mem_source == MemSource::Mean {
-            return Err("a memory of means cannot be cut into segments: the newest tokens are read again".into());
-        }
         if self.config.local_mode == LocalMode::IsolatedBlocks {
             return Err("isolated blocks cannot be cut into segments: the newest tokens are read again".into());
         }

@@ -17,12 +17,37 @@ pub enum Feed {
     Newest { rows: usize },
     /// i32 [T]: positions from the beginning of the text, for a table of `limit` rows.
     Positions { limit: usize },
-    /// i32 [2]: the position of the first token, and the number of the first of `slots` old slots, one slot every `every` tokens.
-    Place { every: usize, slots: usize },
-    /// i32 [ceil(T / every)]: tokens of the segment that begin a slot.
-    Picked { every: usize },
-    /// i32 [slots]: the newest `slots` of `slots` old ones ++ those of this segment.
-    NewestSlots { every: usize, slots: usize },
+    /// i32 [2]: the position of the first token, and the number of the first of `kept` old slots.
+    Place { slots: Slots, kept: usize },
+    /// i32 [slots of a segment x tokens read of each]: the tokens of the segment that make the slots it adds; of `every` old tokens ++
+    /// the segment where slots are made of whole groups.
+    Sources { slots: Slots },
+    /// i32 [kept]: the newest of `kept` old slots ++ those of this segment.
+    NewestSlots { slots: Slots, kept: usize },
+}
+
+/// Slots of a memory: one every `every` tokens, made of its first token, or of all of them once the last one is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    pub every: usize,
+    pub whole: bool,
+}
+
+impl Slots {
+    /// Slots that a segment of `tokens` adds at most.
+    pub fn most(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.every)
+    }
+
+    /// Tokens that a slot is made of.
+    pub fn sources(&self) -> usize {
+        if self.whole { self.every } else { 1 }
+    }
+
+    /// Slots that the first `tokens` tokens of a text have made.
+    fn made(&self, tokens: u64) -> u64 {
+        if self.whole { tokens / self.every as u64 } else { tokens.div_ceil(self.every as u64) }
+    }
 }
 
 impl Feed {
@@ -32,9 +57,9 @@ impl Feed {
             Feed::KeyRange { window } => format!("carry.key_range.{window}"),
             Feed::Newest { rows } => format!("carry.newest.{rows}"),
             Feed::Positions { limit } => format!("carry.positions.{limit}"),
-            Feed::Place { every, slots } => format!("carry.place.{every}.{slots}"),
-            Feed::Picked { every } => format!("carry.picked.{every}"),
-            Feed::NewestSlots { every, slots } => format!("carry.newest_slots.{every}.{slots}"),
+            Feed::Place { slots, kept } => format!("carry.place.{}.{}.{kept}", slots.every, slots.whole),
+            Feed::Sources { slots } => format!("carry.sources.{}.{}", slots.every, slots.whole),
+            Feed::NewestSlots { slots, kept } => format!("carry.newest_slots.{}.{}.{kept}", slots.every, slots.whole),
         }
     }
 
@@ -45,8 +70,8 @@ impl Feed {
             Feed::Newest { rows } => TensorType::i32(&[rows]),
             Feed::Positions { .. } => TensorType::i32(&[tokens]),
             Feed::Place { .. } => TensorType::i32(&[2]),
-            Feed::Picked { every } => TensorType::i32(&[tokens.div_ceil(every)]),
-            Feed::NewestSlots { slots, .. } => TensorType::i32(&[slots]),
+            Feed::Sources { slots } => TensorType::i32(&[slots.most(tokens) * slots.sources()]),
+            Feed::NewestSlots { kept, .. } => TensorType::i32(&[kept]),
         }
     }
 
@@ -75,20 +100,23 @@ impl Feed {
                 }
                 i32s((0..tokens).map(|t| (start as usize + t).min(limit - 1) as i32).collect())
             }
-            Feed::Place { every, slots } => {
+            Feed::Place { slots, kept } => {
                 // Only differences count once the memory is full: far into a text both numbers are taken down together.
-                let every = every as u64;
+                let every = slots.every as u64;
                 let spare = start.saturating_sub(1 << 29) / every;
-                let first = start.div_ceil(every) as i64 - slots as i64;
+                let first = slots.made(start) as i64 - kept as i64;
                 i32s(vec![(start - spare * every) as i32, (first - spare as i64) as i32])
             }
-            Feed::Picked { every } => {
-                let first = (start.next_multiple_of(every as u64) - start) as usize;
-                i32s((0..tokens.div_ceil(every)).map(|i| (first + i * every).min(tokens - 1) as i32).collect())
+            Feed::Sources { slots } => {
+                // A whole group may have begun before the segment, less than `every` tokens ago.
+                let old = if slots.whole { slots.every } else { 0 };
+                let begins = (slots.made(start) * slots.every as u64 + old as u64 - start) as usize;
+                let row = |i: usize| begins + i / slots.sources() * slots.every + i % slots.sources();
+                let rows = (0..slots.most(tokens) * slots.sources()).map(row);
+                i32s(rows.map(|r| r.min(old + tokens - 1) as i32).collect())
             }
-            Feed::NewestSlots { every, slots } => {
-                let begun = |t: u64| t.div_ceil(every as u64);
-                from((begun(start + count as u64) - begun(start)) as usize, slots)
+            Feed::NewestSlots { slots, kept } => {
+                from((slots.made(start + count as u64) - slots.made(start)) as usize, kept)
             }
         })
     }
@@ -179,21 +207,31 @@ mod tests {
         assert_eq!(ints(Feed::Newest { rows: 4 }, 900, 3, 8), [3, 4, 5, 6]);
     }
 
+    const PICK: Slots = Slots { every: 4, whole: false };
+    const MEAN: Slots = Slots { every: 4, whole: true };
+
     /// Slots begin at tokens 0, 4, 8, ..: after 5 tokens two have begun, and tokens 8 and 12 of the text begin the next.
     #[test]
     fn slots_follow_the_text_wherever_it_is_cut() {
-        assert_eq!(ints(Feed::Place { every: 4, slots: 3 }, 5, 8, 8), [5, -1]);
-        assert_eq!(ints(Feed::Picked { every: 4 }, 5, 8, 8), [3, 7]);
-        assert_eq!(ints(Feed::NewestSlots { every: 4, slots: 3 }, 5, 8, 8), [2, 3, 4]);
-        assert_eq!(ints(Feed::NewestSlots { every: 4, slots: 3 }, 5, 3, 8), [0, 1, 2]);
-        assert_eq!(ints(Feed::NewestSlots { every: 4, slots: 3 }, 8, 1, 1), [1, 2, 3]);
+        assert_eq!(ints(Feed::Place { slots: PICK, kept: 3 }, 5, 8, 8), [5, -1]);
+        assert_eq!(ints(Feed::Sources { slots: PICK }, 5, 8, 8), [3, 7]);
+        assert_eq!(ints(Feed::NewestSlots { slots: PICK, kept: 3 }, 5, 8, 8), [2, 3, 4]);
+        assert_eq!(ints(Feed::NewestSlots { slots: PICK, kept: 3 }, 5, 3, 8), [0, 1, 2]);
+        assert_eq!(ints(Feed::NewestSlots { slots: PICK, kept: 3 }, 8, 1, 1), [1, 2, 3]);
+        // Of whole groups one is complete after 5 tokens; the next one is tokens 4 to 7, the first of which was read before: row 4 of
+        // old ++ new is token 5.
+        assert_eq!(ints(Feed::Place { slots: MEAN, kept: 3 }, 5, 8, 8), [5, -2]);
+        assert_eq!(ints(Feed::Sources { slots: MEAN }, 5, 8, 8), [3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(ints(Feed::NewestSlots { slots: MEAN, kept: 3 }, 5, 2, 8), [0, 1, 2]);
+        assert_eq!(ints(Feed::NewestSlots { slots: MEAN, kept: 3 }, 5, 8, 8), [2, 3, 4]);
+        assert_eq!(ints(Feed::NewestSlots { slots: MEAN, kept: 3 }, 7, 1, 1), [1, 2, 3]);
     }
 
     #[test]
     fn places_stay_within_32_bits_however_long_the_text() {
         let far = 1u64 << 40;
-        let at = ints(Feed::Place { every: 8, slots: 128 }, far + 3, 512, 512);
-        let near = ints(Feed::Place { every: 8, slots: 128 }, (1 << 20) + 3, 512, 512);
+        let place = Feed::Place { slots: Slots { every: 8, whole: false }, kept: 128 };
+        let (at, near) = (ints(place, far + 3, 512, 512), ints(place, (1 << 20) + 3, 512, 512));
         assert_eq!(at[0] - 8 * at[1], near[0] - 8 * near[1]);
     }
 

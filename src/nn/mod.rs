@@ -7,7 +7,7 @@ mod feed_forward;
 mod layers;
 
 pub use attention::Attention;
-pub use carry::{Carry, Feed};
+pub use carry::{Carry, Feed, Slots};
 pub use feed_forward::FeedForward;
 pub use layers::sinusoidal_table;
 

@@ -5,7 +5,7 @@ use super::{Coeus, EPS, STD};
 use crate::Result;
 use crate::config::MemSource;
 use crate::graph::Value;
-use crate::nn::{Builder, Feed, Init};
+use crate::nn::{Builder, Feed, Init, Slots};
 use crate::ops::episodic::EpisodicRead;
 use crate::ops::reduce::Reduction;
 
@@ -71,16 +71,25 @@ impl Coeus {
     /// not count.
     fn continued(&self, b: &mut Builder, n: Value) -> Result<Value> {
         let c = &self.config;
-        let (every, slots) = (c.mem_update_freq, c.mem_capacity + 1);
-        let time = b.graph.shape(n)[1];
-        let tokens = b.graph.reshape(n, &[time, c.width])?;
-        let picked = b.feed(Feed::Picked { every })?;
-        let kept = b.graph.embedding(tokens, picked)?;
-        let kept = b.graph.reshape(kept, &[1, time.div_ceil(every), c.width])?;
-        let (k, v) = self.slots(b, kept)?;
-        let k = b.lengthen("keys", k, slots, Feed::NewestSlots { every, slots })?;
-        let v = b.lengthen("values", v, slots, Feed::NewestSlots { every, slots })?;
-        let place = b.feed(Feed::Place { every, slots })?;
+        let slots = Slots { every: c.mem_update_freq, whole: c.mem_source == MemSource::Mean };
+        let (time, kept) = (b.graph.shape(n)[1], c.mem_capacity + 1);
+        // A group may have begun in an earlier segment.
+        let rows =
+            if slots.whole { b.lengthen("inputs", n, slots.every, Feed::Newest { rows: slots.every })? } else { n };
+        let rows = b.graph.reshape(rows, &[b.graph.shape(rows)[1], c.width])?;
+        let sources = b.feed(Feed::Sources { slots })?;
+        let sources = b.graph.embedding(rows, sources)?;
+        let added = slots.most(time);
+        let mut snapshots = b.graph.reshape(sources, &[1, added, slots.sources(), c.width])?;
+        if slots.whole {
+            snapshots = b.graph.reduce(snapshots, Reduction::Mean, (2, 3), false)?;
+        }
+        let snapshots = b.graph.reshape(snapshots, &[1, added, c.width])?;
+        let (k, v) = self.slots(b, snapshots)?;
+        let newest = Feed::NewestSlots { slots, kept };
+        let k = b.lengthen("keys", k, kept, newest)?;
+        let v = b.lengthen("values", v, kept, newest)?;
+        let place = b.feed(Feed::Place { slots, kept })?;
         self.recall(b, n, k, v, Some(place))
     }
 }
