@@ -2,12 +2,15 @@
 //! a model can get.
 
 use lynx_gpu::Result;
-use lynx_gpu::data::logic_mix::{self, Kind, SEED, Split, arithmetic, check, draws::Draws, syllogism::HELD_OUT_NOUNS};
+use lynx_gpu::config::{Config, OptimizerConfig};
+use lynx_gpu::data::logic_mix::{self, Kind, SEED, Split, arithmetic, check, draws::Draws, pseudocode, syllogism};
+use lynx_gpu::device::Device;
 use lynx_gpu::evals::filler::Filler;
 use lynx_gpu::evals::iq::solvers::{Majority, NGram, NearestCopy, Solver, Training};
 use lynx_gpu::evals::iq::{self, Cell, Expected, Item, Options, Report};
 use lynx_gpu::evals::{Proportion, multihop, recall};
 use lynx_gpu::infer::NextToken;
+use lynx_gpu::models::{Session, setup};
 use lynx_gpu::tokenizer::{ByteTokenizer, CharTokenizer, SpecialTokens, Tokenizer};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,21 +65,12 @@ impl Solver for Guess {
     }
 
     fn reply(&mut self, item: &Item) -> Result<String> {
-        let draws = &mut self.0;
-        Ok(match item.cell.kind() {
-            Kind::Syllogism => {
-                let text = logic_mix::syllogism::document(draws).text;
-                text.split_once("\nCoeus:").unwrap().1.to_owned()
-            }
-            Kind::Pseudocode => {
-                let text = logic_mix::pseudocode::document(draws).text;
-                text.split_once("\nCoeus:").unwrap().1.to_owned()
-            }
-            _ => {
-                let text = arithmetic::document(draws).text;
-                text.split_once("\nCoeus:").unwrap().1.to_owned()
-            }
-        })
+        let text = match item.cell.kind() {
+            Kind::Syllogism => syllogism::document(&mut self.0).text,
+            Kind::Pseudocode => pseudocode::document(&mut self.0).text,
+            _ => arithmetic::document(&mut self.0).text,
+        };
+        Ok(text.split_once("\nCoeus:").unwrap().1.to_owned())
     }
 }
 
@@ -146,7 +140,7 @@ fn problems_are_unseen_different_and_the_same_each_time() {
         for item in &items {
             match cell {
                 Cell::A1 => assert_ne!(Split::of(&item.key), Split::Train, "{item:?}"),
-                Cell::SHeldOut => assert!(HELD_OUT_NOUNS.iter().any(|noun| item.question.contains(noun))),
+                Cell::SHeldOut => assert!(syllogism::HELD_OUT_NOUNS.iter().any(|noun| item.question.contains(noun))),
                 _ => assert_eq!(Split::of(&item.key), Split::Test, "{item:?}"),
             }
         }
@@ -290,6 +284,38 @@ fn a_reader_of_the_newest_762_tokens_is_at_chance_at_900() {
     assert!((beyond.score.nats_per_digit - std::f64::consts::LN_10).abs() < 1e-5, "{beyond:?}");
 }
 
+/// The same of models: whatever its weights are, attention alone answers a query at 900 without regard to the code that was told,
+/// and a recurrence that forgets slowly does not.
+#[test]
+fn attention_alone_cannot_tell_one_code_from_another_beyond_its_reach() {
+    let bytes = Tokenizer::Byte(ByteTokenizer::new(SpecialTokens::none()));
+    let session = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+        let mut config = Config::load("coeus-v2.5-nano", &sets).unwrap().0;
+        config.set_vocab_size(bytes.vocab_size()).unwrap();
+        let model = setup::model(&config.model).unwrap();
+        Session::for_inference(model, bytes.clone(), OptimizerConfig::default(), Device::Cpu, 5).unwrap()
+    };
+    let filler = Filler::generated(SEED);
+    let both = |session: &mut Session, distance: usize| {
+        let sample = recall::sample(&filler, &mut Draws::of(SEED, 8, 1), distance, 1, 0);
+        let mut other = sample.prompt.clone();
+        let code = if sample.answer == "2718" { "3141" } else { "2718" };
+        other.replace_range(sample.told..sample.told + 4, code);
+        [sample.prompt, other].map(|prompt| {
+            session.restart().unwrap();
+            session.advance(&bytes.encode(&prompt).unwrap()).unwrap()
+        })
+    };
+    let mut local = session(&["model.fusion=local_only"]);
+    let [a, b] = both(&mut local, 900);
+    assert!(a == b && a.iter().all(|logit| logit.is_finite()));
+    let [a, b] = both(&mut local, 120);
+    assert_ne!(a, b);
+    let [a, b] = both(&mut session(&["model.forget_bias_low=8", "model.forget_bias_high=8"]), 900);
+    assert_ne!(a, b);
+}
+
 #[test]
 fn facts_stand_where_they_are_said_to_and_their_names_are_in_no_training_text() {
     let filler = Filler::generated(SEED);
@@ -352,11 +378,8 @@ fn what_a_tokenizer_cannot_write_and_impossible_cells_are_refused_by_name() {
     let filler = Filler::generated(SEED);
     let mut model = Copier::new(usize::MAX);
     model.tokenizer = Tokenizer::Char(
-        CharTokenizer::train(
-            ["abcdefghijklmnopqrstuvwxyz .,ABCDEFGHIJKLMNOPQRSTUVWXYZ"],
-            SpecialTokens::none(),
-        )
-        .unwrap(),
+        CharTokenizer::train(["abcdefghijklmnopqrstuvwxyz .,ABCDEFGHIJKLMNOPQRSTUVWXYZ"], SpecialTokens::none())
+            .unwrap(),
     );
     let options = recall::Options { n: 1, distances: vec![16], ..Default::default() };
     let message = recall::run(&mut model, "runs/letters", &options, &filler, &mut |_, _| {}).unwrap_err().to_string();
@@ -416,6 +439,7 @@ fn each_battery_runs_on_trained_models_side_by_side() {
     let json = |args: &[&str]| -> Value { serde_json::from_str(&good(args)).unwrap() };
     let iq = json(&["eval", "iq", "carried", "-n", "1", "--device", "cpu", "--out", "iq.json", "--json"]);
     assert_eq!(iq["solvers"].as_array().unwrap().len(), 4);
+    assert_eq!((&iq["battery"], &iq["options"]["n"]), (&"iq".into(), &1.into()));
     assert_eq!(iq["baselines_learnt_from"], "mix");
     assert_eq!(iq["claims"][0]["claimed"], false);
     let written: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("iq.json")).unwrap()).unwrap();

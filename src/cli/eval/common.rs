@@ -47,9 +47,16 @@ impl ModelArgs {
         asked.collect()
     }
 
-    /// Prints and writes a result. `models` come first in the JSON.
-    pub fn finish(&self, asked: &[Value], result: Value, json: bool, table: impl FnOnce()) -> Result<()> {
-        let mut all = json!({ "models": asked });
+    /// Prints a result of a battery, as JSON or as a table, and writes it where that was asked.
+    pub fn finish(
+        &self,
+        battery: &str,
+        asked: &[Value],
+        result: Value,
+        json: bool,
+        table: impl FnOnce(),
+    ) -> Result<()> {
+        let mut all = json!({ "battery": battery, "models": asked });
         for (name, value) in result.as_object().into_iter().flatten() {
             all[name] = value.clone();
         }

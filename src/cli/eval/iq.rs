@@ -44,7 +44,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let report = iq::run(&options, &mut solvers, &mut progress("iq"))?;
     let mut result = to_value(&report)?;
     result["baselines_learnt_from"] = learnt_from.clone().into();
-    args.models.finish(&describe, result, json, || print(&report, learnt_from.as_deref()))
+    args.models.finish("iq", &describe, result, json, || print(&report, learnt_from.as_deref()))
 }
 
 fn print(report: &Report, learnt_from: Option<&str>) {

@@ -38,7 +38,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         results.push((a.name.clone(), rows));
     }
     let result = json!({ "options": to_value(&options)?, "filler": filler.about, "chance": { "choice": CHANCE } });
-    args.models.finish(&described, result, json, || print(&options, &filler, &results))
+    args.models.finish("multihop", &described, result, json, || print(&options, &filler, &results))
 }
 
 fn print(options: &Options, filler: &Filler, results: &[(String, Vec<Row>)]) {

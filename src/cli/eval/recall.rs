@@ -65,7 +65,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         "options": to_value(&options)?, "filler": filler.about,
         "chance": { "exact": CHANCE.0, "digits": CHANCE.1, "nats_per_digit": CHANCE.2 },
     });
-    args.models.finish(&described, result, json, || print(&options, &filler, &about, &reports))
+    args.models.finish("recall", &described, result, json, || print(&options, &filler, &about, &reports))
 }
 
 fn line(label: &str, score: &Score, note: &str) {

@@ -281,7 +281,6 @@ pub struct Claim {
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    #[serde(flatten)]
     pub options: Options,
     pub solvers: Vec<String>,
     pub rows: Vec<Row>,
