@@ -166,3 +166,69 @@ fn small_letters_are_for_text_files() {
     let error = Config::load("coeus-v1-nano", &["data.lowercase=true".into(), "data.source=verbs".into()]).unwrap_err();
     assert!(error.exit_code() == 2 && error.to_string().contains("data.lowercase"), "{error}");
 }
+
+fn lynx(arguments: &[&str]) -> (String, String) {
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_lynx-gpu")).args(arguments).env("LYNX_CACHE", "").output();
+    let out = out.expect("the program starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "{arguments:?}: {}", text(&out.stderr));
+    (text(&out.stdout), text(&out.stderr))
+}
+
+/// A small mix is learnt: honestly, then with its validation texts in the place of its training texts and the hashes mended.
+#[test]
+fn a_validation_text_that_leaks_into_training_falls_below_its_floor_and_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mix, runs) = (folder.path().join("mix"), folder.path().join("runs"));
+    let options = lynx_gpu::data::logic_mix::export::Options {
+        seed: lynx_gpu::data::logic_mix::SEED,
+        bytes: 120_000,
+        literature: vec![],
+        recall: false,
+    };
+    let mut manifest = lynx_gpu::data::logic_mix::export::write(&mix, &options).unwrap();
+    let train = |name: &str, steps: &str| {
+        let out = runs.join(name);
+        let steps = format!("train.steps={steps}");
+        let mut arguments = vec!["train", "--config", "coeus-v2.5-tiny", "--device", "cpu", "--json"];
+        arguments.extend(["--data", mix.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+        let sets = ["tokenizer.kind=byte", "train.eval_interval=50", "train.eval_batches=0", "train.sample_interval=0"];
+        let rest =
+            ["schedule.lr=4e-3", "schedule.warmup=20", "schedule.decay_steps=0", "run.tensorboard=false", &steps];
+        arguments.extend(sets.iter().chain(&rest).flat_map(|set| ["--set", set]));
+        let (_, told) = lynx(&arguments);
+        let lines = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let records = lines.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let sources: Vec<serde_json::Value> = records.filter(|r| r["kind"] == "sources").collect();
+        (out, told, sources)
+    };
+    let below = |records: &[serde_json::Value]| {
+        let all = records.iter().flat_map(|r| r["sources"].as_array().unwrap().clone());
+        all.filter(|s| s["bits_per_byte"].as_f64().unwrap() < s["floor"].as_f64().unwrap()).count()
+    };
+    let (_, told, honest) = train("honest", "50");
+    assert_eq!(honest.len(), 1);
+    let names: Vec<&str> =
+        honest[0]["sources"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["arithmetic", "syllogism", "pseudocode"]);
+    assert_eq!(below(&honest), 0, "{honest:?}");
+    assert!(!told.contains("WARNING"), "{told}");
+
+    for kind in ["arithmetic", "syllogism", "pseudocode"] {
+        std::fs::copy(mix.join(format!("val.{kind}.jsonl")), mix.join(format!("train.{kind}.jsonl"))).unwrap();
+        let hash = manifest["files"][format!("val.{kind}.jsonl")]["sha256"].clone();
+        manifest["files"][format!("train.{kind}.jsonl")]["sha256"] = hash;
+    }
+    std::fs::write(mix.join("MANIFEST.json"), manifest.to_string()).unwrap();
+    let (run, told, leaked) = train("leaked", "400");
+    let last = &leaked[leaked.len() - 1..];
+    say!("leaked: {}", last[0]);
+    assert!(below(last) > 0, "{last:?}");
+    assert!(told.contains("WARNING") && told.contains("the validation text leaks into training"), "{told}");
+
+    let (text, _) = lynx(&["eval", run.to_str().unwrap(), "--last", "--device", "cpu", "--no-ngram"]);
+    assert!(text.contains("arithmetic") && text.contains("WARNING"), "{text}");
+    let (text, _) = lynx(&["eval", run.to_str().unwrap(), "--last", "--device", "cpu", "--no-ngram", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(report["sources"].as_array().unwrap().iter().any(|source| source["below_floor"] == true), "{report}");
+}

@@ -45,7 +45,7 @@ fn records(folder: &Path) -> (Vec<TrainRecord>, Vec<EvalRecord>) {
         match record {
             Record::Train(r) => steps.push(r),
             Record::Eval(r) => evals.push(r),
-            Record::Sample(_) => {}
+            Record::Sources(_) | Record::Sample(_) => {}
         }
     }
     (steps, evals)

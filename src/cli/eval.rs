@@ -13,6 +13,7 @@ use crate::device::choose;
 use crate::ops::workloads::workloads;
 use crate::train::data::Prepared;
 use crate::train::model::{EvalSum, TrainModel};
+use crate::train::sources::{SourceLoss, SourceSums};
 use crate::{Error, Result};
 use serde_json::json;
 use std::path::PathBuf;
@@ -96,11 +97,16 @@ fn split(args: SplitArgs, json: bool) -> Result<()> {
     let batch = args.batch.unwrap_or(opened.config.train.batch_size);
     let batches = EvalBatches::new(split.clone(), batch, opened.config.model.context())?;
     let mut sum = EvalSum::default();
+    let mut sources = SourceSums::new(batches.sources());
     for index in 0..batches.len() {
-        let part = session.evaluate(&batches.batch(index))?;
-        sum.nll += part.nll;
-        sum.tokens += part.tokens;
+        let rows = session.evaluate_rows(&batches.batch(index))?;
+        sources.add(batches.sources_of(index), &rows);
+        for part in rows {
+            sum.nll += part.nll;
+            sum.tokens += part.tokens;
+        }
     }
+    let sources = sources.losses();
     if sum.tokens == 0 {
         return Err(Error::Data(format!("the {name} split has nothing to score; choose another --split")));
     }
@@ -113,19 +119,31 @@ fn split(args: SplitArgs, json: bool) -> Result<()> {
     if json {
         return super::report::emit(&json!({
             "run": path, "checkpoint_step": opened.step, "split": name, "tokens": sum.tokens, "loss": loss,
-            "perplexity": perplexity, "bits_per_byte": bits, "device": session.device().name(), "ngram": baseline,
+            "perplexity": perplexity, "bits_per_byte": bits, "sources": sources.iter().map(source_json).collect::<Vec<_>>(), "device": session.device().name(), "ngram": baseline,
             "beats_ngram": baseline.as_ref().map(|b| perplexity < b.perplexity),
         }));
     }
     println!("{} (step {}), {name}: {} tokens on {}", path.display(), opened.step, sum.tokens, session.device().name());
     println!("{:<22} {:>10} {:>12} {:>10}", "", "loss", "perplexity", "bits/byte");
     println!("{:<22} {loss:>10.4} {perplexity:>12.3} {bits:>10.4}", "model");
+    for source in &sources {
+        let floor = source.floor.map_or(String::new(), |floor| format!("  (at least {floor:.4} unless it was seen)"));
+        println!("{:<22} {:>10} {:>12} {:>10.4}{floor}", format!("  {}", source.name), "", "", source.bits_per_byte);
+    }
     for row in baseline.iter().flat_map(|b| &b.table) {
         let mark = if baseline.as_ref().is_some_and(|b| b.n == row.n) { "  best" } else { "" };
         let label = format!("{}-gram", row.n);
         println!("{label:<22} {:>10.4} {:>12.3} {:>10.4}{mark}", row.nats_per_token, row.perplexity, row.bits_per_byte);
     }
+    sources.iter().filter_map(|source| source.warning()).for_each(|warning| println!("{warning}"));
     Ok(())
+}
+
+fn source_json(source: &SourceLoss) -> serde_json::Value {
+    json!({
+        "name": source.name, "tokens": source.tokens, "bits_per_byte": source.bits_per_byte, "floor": source.floor,
+        "below_floor": source.is_leak(),
+    })
 }
 
 fn chosen_split(args: &SplitArgs, opened: &Opened, data: &Prepared) -> Result<(String, Arc<TokenSplit>)> {

@@ -22,15 +22,17 @@ impl Layout {
     }
 }
 
-/// Documents of one origin in the training split, and what share of training they are to be.
+/// Documents of one origin in a split, and what share of training they are to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     pub name: String,
     pub documents: Range<usize>,
     /// UTF-8 bytes of these documents.
     pub bytes: usize,
-    /// Share of the bytes that training sees; those of all parts add up to one.
+    /// Share of the bytes that training sees, or of a held-out split's; those of all parts add up to one.
     pub weight: f64,
+    /// Bits per byte that no model can stay below on these documents unless it has seen them, where that is known.
+    pub floor: Option<f64>,
 }
 
 /// Documents of the three splits. `val` or `test` may be empty; `train` may not.
@@ -44,6 +46,9 @@ pub struct TextCorpus {
     pub test: Vec<String>,
     /// Of a mix of origins: what each one weighs. Empty where every document is seen as often as every other.
     pub parts: Vec<Part>,
+    /// Of a mix of origins: where each one's held-out documents are.
+    pub val_parts: Vec<Part>,
+    pub test_parts: Vec<Part>,
 }
 
 impl TextCorpus {
@@ -54,7 +59,8 @@ impl TextCorpus {
         val: Vec<String>,
         test: Vec<String>,
     ) -> Result<TextCorpus> {
-        let corpus = TextCorpus { name, layout, train, val, test, parts: vec![] };
+        let (parts, val_parts, test_parts) = (vec![], vec![], vec![]);
+        let corpus = TextCorpus { name, layout, train, val, test, parts, val_parts, test_parts };
         if corpus.train.iter().all(String::is_empty) {
             return Err(Error::Data(format!("{}: the training split is empty; give more text", corpus.name)));
         }
@@ -97,8 +103,10 @@ impl TextCorpus {
         for document in self.train.iter_mut().chain(&mut self.val).chain(&mut self.test) {
             *document = document.to_lowercase();
         }
-        for part in &mut self.parts {
-            part.bytes = Self::bytes(&self.train[part.documents.clone()]);
+        let splits =
+            [(&self.train, &mut self.parts), (&self.val, &mut self.val_parts), (&self.test, &mut self.test_parts)];
+        for (documents, parts) in splits {
+            parts.iter_mut().for_each(|part| part.bytes = Self::bytes(&documents[part.documents.clone()]));
         }
         self
     }

@@ -23,7 +23,7 @@ pub struct TokenSplit {
     pub pad: u32,
     /// UTF-8 bytes of the text that the scored tokens stand for (boundaries count as none), for bits per byte.
     pub scored_bytes: usize,
-    /// Of the training split of a mix: which documents weigh what ([`TextCorpus::parts`]).
+    /// Of a mix: which documents are of which origin ([`TextCorpus::parts`]).
     pub parts: Vec<Part>,
 }
 
@@ -186,9 +186,11 @@ impl EncodedCorpus {
         let mut origins = Vec::with_capacity(3);
         for (name, documents) in corpus.splits() {
             let (mut split, origin) = cached_split(corpus, name, documents, tokenizer, &tokenizer_print, cache)?;
-            if name == "train" {
-                split.parts = corpus.parts.clone();
-            }
+            split.parts = match name {
+                "train" => corpus.parts.clone(),
+                "val" => corpus.val_parts.clone(),
+                _ => corpus.test_parts.clone(),
+            };
             splits.push(Arc::new(split));
             origins.push(origin);
         }
@@ -232,6 +234,8 @@ fn cached_split(
         val: vec![],
         test: vec![],
         parts: vec![],
+        val_parts: vec![],
+        test_parts: vec![],
     };
     let key = sha256_hex(format!("{}\n{tokenizer_print}", source.fingerprint()).as_bytes());
     let pad = tokenizer.pad_id().unwrap_or(0);

@@ -14,7 +14,7 @@ pub mod rng;
 pub mod text;
 pub mod verbs;
 
-pub use batch::{Batch, BatchState, EvalBatches, Sampling, TrainBatches};
+pub use batch::{Batch, BatchState, EvalBatches, Sampling, Source, TrainBatches};
 pub use corpus::{Layout, Part, TextCorpus};
 pub use dataset::{Cache, EncodedCorpus, TokenSplit};
 

@@ -248,6 +248,22 @@ impl Session {
         Ok(StepStats { loss, grad_norm: Self::scalar(run, "grad_norm")? })
     }
 
+    /// The negative log-likelihood of every position of a batch, without dropout; 0 where there is no target.
+    fn log_losses(&mut self, batch: &Batch) -> Result<Vec<f64>> {
+        self.check_batch(batch)?;
+        let key = (batch.batch, batch.context);
+        if !self.evaluation.contains_key(&key) {
+            let graph = graphs::evaluation(self.model.as_ref(), key)?;
+            let plan = Plan::stored_in(&graph, self.training.precision)?;
+            let run = plan.prepare(&mut self.store)?;
+            self.evaluation.insert(key, Ready { plan, run });
+        }
+        let Some(ready) = self.evaluation.get_mut(&key) else { unreachable!("made above") };
+        Self::write_batch(ready.run.as_mut(), batch, 1.0, None)?;
+        ready.run.run()?;
+        Ok(ready.run.read_output("nll")?.to_f64().data)
+    }
+
     /// One run of the step's plans. Changes no weight when a number is not finite.
     fn attempt(&mut self, batches: &[Batch], info: &StepInfo) -> Result<StepStats> {
         let accumulation = self.training.accumulation;
@@ -309,20 +325,16 @@ impl TrainModel for Session {
     }
 
     fn evaluate(&mut self, batch: &Batch) -> Result<EvalSum> {
-        self.check_batch(batch)?;
-        let key = (batch.batch, batch.context);
-        if !self.evaluation.contains_key(&key) {
-            let graph = graphs::evaluation(self.model.as_ref(), key)?;
-            let plan = Plan::stored_in(&graph, self.training.precision)?;
-            let run = plan.prepare(&mut self.store)?;
-            self.evaluation.insert(key, Ready { plan, run });
-        }
-        let Some(ready) = self.evaluation.get_mut(&key) else { unreachable!("made above") };
-        Self::write_batch(ready.run.as_mut(), batch, 1.0, None)?;
-        ready.run.run()?;
         // Summed on the host in f64: the same order on every device.
-        let nll: f64 = ready.run.read_output("nll")?.to_f64().data.iter().sum();
+        let nll = self.log_losses(batch)?.iter().sum();
         Ok(EvalSum { nll, tokens: batch.scored() as u64 })
+    }
+
+    fn evaluate_rows(&mut self, batch: &Batch) -> Result<Vec<EvalSum>> {
+        let nll = self.log_losses(batch)?;
+        let rows = nll.chunks(batch.context).zip(batch.targets.chunks(batch.context));
+        let scored = |targets: &[i32]| targets.iter().filter(|t| **t >= 0).count() as u64;
+        Ok(rows.map(|(nll, targets)| EvalSum { nll: nll.iter().sum(), tokens: scored(targets) }).collect())
     }
 
     fn layout(&self) -> StateLayout {

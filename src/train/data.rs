@@ -2,7 +2,7 @@
 
 use super::model::{BatchSource, EvalSource};
 use crate::config::{Config, TokenizerKind};
-use crate::data::{Batch, BatchState, Cache, EncodedCorpus, EvalBatches, TextCorpus, TrainBatches};
+use crate::data::{Batch, BatchState, Cache, EncodedCorpus, EvalBatches, Source, TextCorpus, TrainBatches};
 use crate::error::{Error, Result};
 use crate::tokenizer::{Kind, Tokenizer};
 use serde_json::json;
@@ -32,6 +32,14 @@ impl EvalSource for EvalBatches {
 
     fn batch(&mut self, index: usize) -> Result<Batch> {
         Ok(EvalBatches::batch(self, index))
+    }
+
+    fn sources(&self) -> &[Source] {
+        EvalBatches::sources(self)
+    }
+
+    fn sources_of(&self, index: usize) -> &[usize] {
+        EvalBatches::sources_of(self, index)
     }
 }
 

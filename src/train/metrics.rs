@@ -1,6 +1,7 @@
 //! `metrics.jsonl`: one JSON object per line and measurement, appended while the run goes on.
 
 use super::files;
+use super::sources::SourceLoss;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -15,6 +16,8 @@ pub enum Record {
     Train(TrainRecord),
     /// One pass over validation data.
     Eval(EvalRecord),
+    /// The same pass, by the origins of a mix.
+    Sources(SourcesRecord),
     /// A piece of generated text.
     Sample(SampleRecord),
 }
@@ -53,6 +56,14 @@ pub struct EvalRecord {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourcesRecord {
+    /// Steps done.
+    pub step: u64,
+    /// Of each origin.
+    pub sources: Vec<SourceLoss>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampleRecord {
     pub step: u64,
     pub prompt: String,
@@ -65,6 +76,7 @@ impl Record {
         match self {
             Record::Train(r) => r.step,
             Record::Eval(r) => r.step,
+            Record::Sources(r) => r.step,
             Record::Sample(r) => r.step,
         }
     }

@@ -17,6 +17,7 @@ mod recorder;
 pub mod run_dir;
 pub mod schedule;
 pub mod signals;
+pub mod sources;
 mod tensor_file;
 pub mod tensorboard;
 pub mod trainer;

@@ -1,7 +1,7 @@
 //! What the training loop asks of a model and of data. A compute backend implements [`TrainModel`]; `train::data` makes
 //! [`BatchSource`] and [`EvalSource`] of the data room's batches; nothing here knows how either works.
 
-pub use crate::data::Batch;
+pub use crate::data::{Batch, Source};
 
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,15 @@ pub trait EvalSource {
 
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Of what origins the text is a mix; none where it is of one kind.
+    fn sources(&self) -> &[Source] {
+        &[]
+    }
+    /// The place in `sources` of each sequence of batch `index` that is not filling.
+    fn sources_of(&self, _index: usize) -> &[usize] {
+        &[]
     }
 }
 
@@ -176,6 +185,11 @@ pub trait TrainModel {
 
     /// Loss of one batch without dropout and without gradients.
     fn evaluate(&mut self, batch: &Batch) -> Result<EvalSum>;
+
+    /// As [`TrainModel::evaluate`], of each sequence of the batch.
+    fn evaluate_rows(&mut self, batch: &Batch) -> Result<Vec<EvalSum>> {
+        (0..batch.batch).map(|row| self.evaluate(&batch.row(row))).collect()
+    }
 
     /// The tensors `state` gives and `load_state` takes.
     fn layout(&self) -> StateLayout;

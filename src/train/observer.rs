@@ -1,8 +1,9 @@
 //! Those who watch a run: a progress bar, plain lines, or JSON lines. The dashboard is in `tui`.
 
 use super::meter::human_duration;
-use super::metrics::{EvalRecord, Record, SampleRecord, TrainRecord};
+use super::metrics::{EvalRecord, Record, SampleRecord, SourcesRecord, TrainRecord};
 use super::model::ModelInfo;
+use super::sources::SourceLoss;
 use crate::error::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -12,11 +13,24 @@ use std::time::Duration;
 /// What happens in a run, in the order it happens.
 #[derive(Debug)]
 pub enum Event<'a> {
-    Start { info: &'a ModelInfo, run: &'a Path, step: u64, steps: u64 },
+    Start {
+        info: &'a ModelInfo,
+        run: &'a Path,
+        step: u64,
+        steps: u64,
+    },
     Step(StepEvent),
-    Eval { record: &'a EvalRecord, is_best: bool },
+    Eval {
+        record: &'a EvalRecord,
+        is_best: bool,
+    },
+    /// Follows the `Eval` whose losses by origin it has.
+    Sources(&'a SourcesRecord),
     Sample(&'a SampleRecord),
-    Saved { path: &'a Path, is_best: bool },
+    Saved {
+        path: &'a Path,
+        is_best: bool,
+    },
     Message(&'a str),
 }
 
@@ -70,6 +84,11 @@ fn eval_line(record: &EvalRecord, is_best: bool) -> String {
     )
 }
 
+/// `  by origin: arithmetic 0.412 bits/byte (at least 0.105), ..`
+pub fn sources_line(sources: &[SourceLoss]) -> String {
+    format!("  by origin: {}", sources.iter().map(SourceLoss::text).collect::<Vec<_>>().join(", "))
+}
+
 fn start_line(info: &ModelInfo, run: &Path, step: u64, steps: u64) -> String {
     let place = if step == 0 { format!("{steps} steps") } else { format!("from step {step} to {steps}") };
     format!("{}: {} parameters on {}; {place}; run {}", info.summary, info.parameters, info.device, run.display())
@@ -121,6 +140,10 @@ impl Observer for Console {
                 None => {}
             },
             Event::Eval { record, is_best } => self.say(&eval_line(record, *is_best)),
+            Event::Sources(record) => {
+                self.say(&sources_line(&record.sources));
+                record.sources.iter().filter_map(|s| s.warning()).for_each(|warning| self.say(&warning));
+            }
             Event::Sample(sample) => self.say(sample.to_text().trim_end()),
             Event::Saved { .. } => {}
             Event::Message(message) => self.say(message),
@@ -153,6 +176,10 @@ impl<W: Write> Observer for JsonLines<W> {
         let record = match event {
             Event::Step(step) if step.log => Record::Train(step.record),
             Event::Eval { record, .. } => Record::Eval(**record),
+            Event::Sources(record) => {
+                record.sources.iter().filter_map(|s| s.warning()).for_each(|warning| eprintln!("{warning}"));
+                Record::Sources((*record).clone())
+            }
             Event::Sample(sample) => Record::Sample((*sample).clone()),
             // For a person: standard output is for programs.
             Event::Message(message) => {

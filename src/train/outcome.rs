@@ -2,7 +2,9 @@
 
 use super::meter::human_duration;
 use super::metrics::EvalRecord;
+use super::observer::sources_line;
 use super::schedule::Best;
+use super::sources::SourceLoss;
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -34,6 +36,8 @@ pub struct Outcome {
     pub best: Option<Best>,
     /// The closing validation over the whole split; None when interrupted or without validation data.
     pub validation: Option<EvalRecord>,
+    /// The same validation by the origins of a mix; empty where the text is of one kind.
+    pub sources: Vec<SourceLoss>,
     pub run: PathBuf,
     pub resume_command: String,
 }
@@ -53,6 +57,10 @@ impl Outcome {
         }];
         if let Some(v) = &self.validation {
             lines.push(format!("validation loss {:.4}, perplexity {:.3}", v.loss, v.perplexity));
+        }
+        if !self.sources.is_empty() {
+            lines.push(sources_line(&self.sources));
+            lines.extend(self.sources.iter().filter_map(|source| source.warning()));
         }
         if let Some(best) = &self.best {
             lines.push(format!("best validation loss {:.4} at step {}", best.loss, best.step));

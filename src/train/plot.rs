@@ -29,7 +29,7 @@ pub(super) fn curves(records: &[Record], points: usize) -> (Curve, Curve) {
         match record {
             Record::Train(r) => train.push((r.step as f64, r.loss)),
             Record::Eval(r) => validation.push((r.step as f64, r.loss)),
-            Record::Sample(_) => {}
+            Record::Sources(_) | Record::Sample(_) => {}
         }
     }
     let chunk = train.len().div_ceil(points.max(1)).max(1);

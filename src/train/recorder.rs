@@ -4,6 +4,7 @@ use super::files;
 use super::metrics::{self, EvalRecord, MetricsLog, Record};
 use super::plot::{Scale, loss_svg};
 use super::run_dir::RunDir;
+use super::sources::SourceLoss;
 use super::tensorboard::EventWriter;
 use crate::config::Config;
 use crate::error::Result;
@@ -60,6 +61,11 @@ impl Recorder {
                     events.scalar(r.step, "loss/validation", r.loss)?;
                     events.scalar(r.step, "perplexity/validation", r.perplexity)?;
                 }
+                Record::Sources(r) => {
+                    for source in &r.sources {
+                        events.scalar(r.step, &format!("bits_per_byte/{}", source.name), source.bits_per_byte)?;
+                    }
+                }
                 Record::Sample(r) => {
                     events.text(r.step, "sample", &format!("```text\n{}{}\n```\n", r.prompt, r.text))?
                 }
@@ -77,6 +83,15 @@ impl Recorder {
             Record::Eval(eval) if eval.step == step => Some(*eval),
             _ => None,
         })
+    }
+
+    /// The losses by origin recorded after `step`.
+    pub fn sources_at(&self, step: u64) -> Vec<SourceLoss> {
+        let found = self.records.iter().rev().find_map(|record| match record {
+            Record::Sources(r) if r.step == step => Some(r.sources.clone()),
+            _ => None,
+        });
+        found.unwrap_or_default()
     }
 
     pub fn has_samples_at(&self, step: u64) -> bool {

@@ -7,7 +7,7 @@
 use super::checkpoint::{CheckpointStore, ModelFiles, TrainState, Which};
 use super::manifest::Status;
 use super::meter::Meter;
-use super::metrics::{EvalRecord, Record, SampleRecord, TrainRecord};
+use super::metrics::{EvalRecord, Record, SampleRecord, SourcesRecord, TrainRecord};
 use super::model::{
     Batch, BatchSource, EvalSource, EvalSum, ModelInfo, SampleRequest, StepInfo, StepStats, TrainModel,
 };
@@ -17,6 +17,7 @@ use super::recorder::{ARTEFACTS, Recorder};
 use super::run_dir::RunDir;
 use super::schedule::{EarlyStopping, learning_rate};
 use super::signals::Control;
+use super::sources::{SourceLoss, SourceSums};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use std::sync::Arc;
@@ -82,6 +83,8 @@ struct Loop<'a> {
     /// Step of the checkpoint that holds the present state.
     saved: Option<u64>,
     last_eval: Option<EvalRecord>,
+    /// The same by the origins of a mix.
+    last_sources: Vec<SourceLoss>,
     started: Instant,
     seconds_before: f64,
 }
@@ -107,6 +110,7 @@ impl<'a> Loop<'a> {
             meter: Meter::default(),
             saved: None,
             last_eval: None,
+            last_sources: vec![],
             started: Instant::now(),
             seconds_before: 0.0,
         }
@@ -124,6 +128,7 @@ impl<'a> Loop<'a> {
         self.seconds_before = self.state.seconds;
         let recorder = Recorder::open(self.job.run, self.job.config, self.state.step)?;
         self.last_eval = recorder.eval_at(self.state.step);
+        self.last_sources = recorder.sources_at(self.state.step);
         self.recorder = Some(recorder);
         let manifest = &mut self.job.run.manifest;
         manifest.device = Some(self.info.device.clone());
@@ -288,6 +293,8 @@ impl<'a> Loop<'a> {
         let begun = Instant::now();
         let mut sum = EvalSum::default();
         let mut used = 0;
+        let mut sources = SourceSums::new(self.job.validation.sources());
+        let mixed = extent != Extent::Untrained && !self.job.validation.sources().is_empty();
         for index in 0..count {
             let batch = self.job.validation.batch(index)?;
             let whole = batch.batch;
@@ -296,9 +303,17 @@ impl<'a> Loop<'a> {
             if batch.batch == 0 {
                 break;
             }
-            let part = self.job.model.evaluate(&batch)?;
-            sum.nll += part.nll;
-            sum.tokens += part.tokens;
+            let rows = if mixed {
+                let rows = self.job.model.evaluate_rows(&batch)?;
+                sources.add(self.job.validation.sources_of(index), &rows);
+                rows
+            } else {
+                vec![self.job.model.evaluate(&batch)?]
+            };
+            for part in rows {
+                sum.nll += part.nll;
+                sum.tokens += part.tokens;
+            }
             if batch.batch < whole {
                 break;
             }
@@ -320,6 +335,10 @@ impl<'a> Loop<'a> {
         let record = EvalRecord { step, loss, perplexity, tokens: sum.tokens, whole_split: used == all, seconds };
         self.last_eval = Some(record);
         self.record(Record::Eval(record), true)?;
+        self.last_sources = if mixed { sources.losses() } else { vec![] };
+        if mixed {
+            self.record(Record::Sources(SourcesRecord { step, sources: self.last_sources.clone() }), true)?;
+        }
         if let Some(recorder) = &self.recorder {
             recorder.draw()?;
         }
@@ -332,7 +351,16 @@ impl<'a> Loop<'a> {
         let verdict =
             self.state.early_stopping.update(record.step, record.loss, train.patience, train.burn_in, train.min_delta);
         self.tell(&Event::Eval { record, is_best: verdict.is_best })?;
+        self.tell_sources(record.step)?;
         Ok((verdict.is_best, verdict.stop))
+    }
+
+    fn tell_sources(&mut self, step: u64) -> Result<()> {
+        if self.last_sources.is_empty() {
+            return Ok(());
+        }
+        let record = SourcesRecord { step, sources: self.last_sources.clone() };
+        self.tell(&Event::Sources(&record))
     }
 
     fn sample(&mut self) -> Result<()> {
@@ -390,6 +418,7 @@ impl<'a> Loop<'a> {
                     is_best = self.judge(&record)?.0;
                 } else {
                     self.tell(&Event::Eval { record: &record, is_best: false })?;
+                    self.tell_sources(step)?;
                 }
             }
         }
@@ -410,6 +439,7 @@ impl<'a> Loop<'a> {
             tokens: self.state.tokens,
             seconds: self.seconds(),
             best: self.state.early_stopping.best,
+            sources: if validation.is_some() { self.last_sources.clone() } else { vec![] },
             validation,
             run: self.job.run.path().to_path_buf(),
             resume_command: self.job.run.resume_command(),

@@ -46,6 +46,8 @@ pub struct Record {
 pub struct Corpus {
     /// By split and kind; those that are empty are there too.
     pub parts: BTreeMap<(Split, Kind), Vec<Record>>,
+    /// Bits per byte that no model can stay below on documents it has not seen, of the generated kinds.
+    pub floors: BTreeMap<(Split, Kind), f64>,
     /// SHA-256 of the manifest.
     pub fingerprint: String,
 }
@@ -176,11 +178,13 @@ pub fn read(folder: &Path) -> Result<Corpus> {
         Error::Data(format!("{}: {what}; write the corpus again with data logic-mix --out", path.display()))
     };
     let manifest = read_manifest(folder)?.ok_or_else(|| wrong(format!("this is no {NAME} corpus")))?;
-    let mut corpus = Corpus { parts: BTreeMap::new(), fingerprint: sha256_hex(pretty(&manifest).as_bytes()) };
+    let fingerprint = sha256_hex(pretty(&manifest).as_bytes());
+    let mut corpus = Corpus { parts: BTreeMap::new(), floors: BTreeMap::new(), fingerprint };
     for (split, kind) in Split::ALL.into_iter().flat_map(|s| Kind::ALL.map(|k| (s, k))) {
         let name = file_name(split, kind);
         let part = corpus.parts.entry((split, kind)).or_default();
         let Some(entry) = manifest["files"].get(&name) else { continue };
+        corpus.floors.extend(entry["floor_bits_per_byte"].as_f64().map(|floor| ((split, kind), floor)));
         let file = folder.join(&name);
         let lines = read_utf8(&file)?;
         if entry["sha256"] != sha256_hex(lines.as_bytes()) {
@@ -215,37 +219,50 @@ fn weights(kinds: BTreeSet<Kind>) -> BTreeMap<Kind, f64> {
         .collect()
 }
 
-/// Documents for training: the splits, and the training shares of the kinds.
-fn text_corpus(name: String, mut of: impl FnMut(Split, Kind) -> Vec<String>) -> Result<TextCorpus> {
+/// Documents for training: the splits, the training shares of the kinds, and the floors under the loss of those held out.
+fn text_corpus(name: String, mut of: impl FnMut(Split, Kind) -> (Vec<String>, Option<f64>)) -> Result<TextCorpus> {
     let mut splits = [vec![], vec![], vec![]];
-    let mut parts: Vec<Part> = vec![];
+    let mut parts = [vec![], vec![], vec![]];
     for (place, split) in Split::ALL.into_iter().enumerate() {
         for kind in Kind::ALL {
-            let documents = of(split, kind);
+            let (documents, floor) = of(split, kind);
             let first = splits[place].len();
-            if split == Split::Train && !documents.is_empty() {
+            if !documents.is_empty() {
                 let documents_of = first..first + documents.len();
                 let bytes = TextCorpus::bytes(&documents);
-                parts.push(Part { name: kind.name().into(), documents: documents_of, bytes, weight: 0.0 });
+                let train = split == Split::Train;
+                // What has been learnt by heart has no floor.
+                let (weight, floor) = if train { (0.0, None) } else { (bytes as f64, floor) };
+                parts[place].push(Part { name: kind.name().into(), documents: documents_of, bytes, weight, floor });
             }
             splits[place].extend(documents);
         }
     }
-    let weights = weights(parts.iter().filter_map(|part| Kind::parse(&part.name)).collect());
-    parts.iter_mut().zip(weights.into_values()).for_each(|(part, weight)| part.weight = weight);
-    let [train, val, test] = splits;
-    Ok(TextCorpus { parts, ..TextCorpus::new(name, Layout::Rows, train, val, test)? })
+    for parts in &mut parts[1..] {
+        let all: f64 = parts.iter().map(|p: &Part| p.weight).sum();
+        parts.iter_mut().for_each(|p| p.weight /= all);
+    }
+    let weights = weights(parts[0].iter().filter_map(|part| Kind::parse(&part.name)).collect());
+    parts[0].iter_mut().zip(weights.into_values()).for_each(|(part, weight)| part.weight = weight);
+    let ([train, val, test], [parts, val_parts, test_parts]) = (splits, parts);
+    Ok(TextCorpus { parts, val_parts, test_parts, ..TextCorpus::new(name, Layout::Rows, train, val, test)? })
 }
 
 /// The generated kinds in their usual size and seed, without files.
 pub fn generated() -> Result<TextCorpus> {
-    let mut all: BTreeMap<(Split, Kind), Vec<String>> = BTreeMap::new();
+    let mut all: BTreeMap<(Split, Kind), (Vec<String>, f64)> = BTreeMap::new();
     for kind in Kind::SYNTHETIC {
         for document in documents(super::SEED, kind, target(kind, super::BYTES)) {
-            all.entry((Split::of(&document.key), kind)).or_default().push(document.text);
+            let (texts, bits) = all.entry((Split::of(&document.key), kind)).or_default();
+            texts.push(document.text);
+            *bits += document.bits;
         }
     }
-    text_corpus(NAME.into(), |split, kind| all.remove(&(split, kind)).unwrap_or_default())
+    text_corpus(NAME.into(), |split, kind| {
+        let Some((texts, bits)) = all.remove(&(split, kind)) else { return (vec![], None) };
+        let floor = FLOOR * bits / TextCorpus::bytes(&texts) as f64;
+        (texts, Some(floor))
+    })
 }
 
 /// A written corpus for training.
@@ -259,7 +276,7 @@ pub fn load(folder: &Path) -> Result<TextCorpus> {
     let mut corpus = read(folder)?;
     let mut texts = |split, kind| {
         let part = corpus.parts.remove(&(split, kind)).unwrap_or_default();
-        part.into_iter().map(|r| r.text).collect()
+        (part.into_iter().map(|r| r.text).collect(), corpus.floors.get(&(split, kind)).copied())
     };
     text_corpus(folder.display().to_string(), &mut texts)
 }

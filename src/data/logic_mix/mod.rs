@@ -30,8 +30,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] =
-        [Kind::Literature, Kind::Arithmetic, Kind::Syllogism, Kind::Pseudocode, Kind::Recall];
+    pub const ALL: [Kind; 5] = [Kind::Literature, Kind::Arithmetic, Kind::Syllogism, Kind::Pseudocode, Kind::Recall];
     /// What the generator makes for every mix.
     pub const SYNTHETIC: [Kind; 3] = [Kind::Arithmetic, Kind::Syllogism, Kind::Pseudocode];
 

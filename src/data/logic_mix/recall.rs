@@ -131,7 +131,9 @@ mod tests {
         for _ in 0..1000 {
             let name = name(&mut draws);
             let bytes = name.to_lowercase().into_bytes();
-            assert!(bytes.chunks(2).all(|s| CONSONANTS.contains(&s[0]) && VOWELS.contains(&s[1])) && name.len() == NAME);
+            assert!(
+                bytes.chunks(2).all(|s| CONSONANTS.contains(&s[0]) && VOWELS.contains(&s[1])) && name.len() == NAME
+            );
             assert!(name.starts_with(|c: char| c.is_ascii_uppercase()));
             assert_eq!(query(&name).len(), BEFORE_CODE);
             assert_eq!(fact(&name, &code(&mut draws)).len(), FACT);
@@ -157,7 +159,9 @@ mod tests {
                 names[split as usize].insert(name.to_owned());
             }
         }
-        assert!(names.iter().all(|n| n.len() > 8) && names[0].is_disjoint(&names[2]) && names[0].is_disjoint(&names[1]));
+        assert!(
+            names.iter().all(|n| n.len() > 8) && names[0].is_disjoint(&names[2]) && names[0].is_disjoint(&names[1])
+        );
         let text = document(&mut Draws::of(SEED, 8, 0)).text;
         let at = text.rfind(" is ").unwrap() + 4;
         let digit = (text.as_bytes()[at] - b'0' + 1) % 10;
@@ -169,12 +173,20 @@ mod tests {
     fn distances_reach_from_a_sentence_to_thousands_of_bytes() {
         let mut all: Vec<usize> = vec![];
         for document in documents(SEED, Kind::Recall, 400_000) {
-            let places: Vec<(usize, &str)> = document.text.match_indices("The code of ").map(|(at, _)| (at, &document.text[at + 12..at + 18])).collect();
+            let places: Vec<(usize, &str)> = document
+                .text
+                .match_indices("The code of ")
+                .map(|(at, _)| (at, &document.text[at + 12..at + 18]))
+                .collect();
             for (i, (at, name)) in places.iter().enumerate() {
                 all.extend(places[..i].iter().find(|(_, n)| n == name).map(|(first, _)| at - first));
             }
         }
         all.sort_unstable();
-        assert!(all[0] == FACT && all[all.len() / 2] < 1000 && all[all.len() - 1] > 1500, "{:?}", (all[0], all[all.len() / 2], all.last()));
+        assert!(
+            all[0] == FACT && all[all.len() / 2] < 1000 && all[all.len() - 1] > 1500,
+            "{:?}",
+            (all[0], all[all.len() / 2], all.last())
+        );
     }
 }

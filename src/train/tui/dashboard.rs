@@ -3,6 +3,7 @@
 use super::super::metrics::{EvalRecord, SampleRecord};
 use super::super::model::ModelInfo;
 use super::super::observer::{Event, StepEvent};
+use super::super::sources::SourceLoss;
 use std::collections::VecDeque;
 
 /// Which quantity the chart shows.
@@ -126,6 +127,10 @@ impl Dashboard {
                     self.best = Some(**record);
                 }
                 self.say(format!("step {}: validation loss {:.4}", record.step, record.loss));
+            }
+            Event::Sources(record) => {
+                self.say(record.sources.iter().map(SourceLoss::text).collect::<Vec<_>>().join(", "));
+                record.sources.iter().filter_map(|source| source.warning()).for_each(|warning| self.say(warning));
             }
             Event::Sample(sample) => self.sample = Some((*sample).clone()),
             Event::Saved { path, is_best } => {
