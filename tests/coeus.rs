@@ -11,6 +11,8 @@ use lynx_gpu::tensor::HostTensor;
 use lynx_gpu::train::model::StepInfo;
 use std::collections::BTreeMap;
 
+#[path = "coeus/forms.rs"]
+mod forms;
 #[path = "coeus/local.rs"]
 mod local;
 #[path = "coeus/memory.rs"]

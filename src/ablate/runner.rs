@@ -137,7 +137,13 @@ pub fn read(job: &Job, folder: &Path) -> Result<Option<RunResult>> {
     }
     let result: RunResult = serde_json::from_str(&files::read_text(&path)?)
         .map_err(|e| Error::Config(format!("{}: not the result of a run: {e}; remove the folder", path.display())))?;
-    Ok((result.config_hash == job.hash && result.schema_version == SCHEMA_VERSION).then_some(result))
+    if result.schema_version != SCHEMA_VERSION {
+        return Ok(None);
+    }
+    // Settings that are newer than the run have their defaults there, so that its own hash is not the one to compare.
+    let config = folder.join("config.toml");
+    let config = crate::config::Config::parse(&files::read_text(&config)?, &config.to_string_lossy(), &[])?;
+    Ok((config.hash() == job.hash).then_some(result))
 }
 
 /// A folder with another run in it: nothing is deleted, and nothing else is called by this run's name.

@@ -80,7 +80,7 @@ pub fn plan(item: &Item) -> Result<Plan> {
 
 /// Values of the case's kind for an operand, repeated after a prime number of elements: drawing each of millions would take longer
 /// than timing them.
-fn fill(values: &Values, ty: &TensorType, seed: u64) -> HostTensor {
+pub(super) fn fill(values: &Values, ty: &TensorType, seed: u64) -> HostTensor {
     const PERIOD: usize = 65_521;
     fn repeat<T: Copy>(period: &[T], n: usize) -> Vec<T> {
         let mut all = Vec::with_capacity(n);

@@ -8,6 +8,7 @@ mod cpu;
 pub mod crossover;
 pub mod describe;
 pub mod dots;
+pub mod forms;
 mod gpu;
 mod host;
 mod levels;

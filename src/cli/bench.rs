@@ -2,6 +2,7 @@
 //! each kernel comes.
 
 mod context;
+mod forms;
 
 use crate::bench::{self, Options, Progress, Report, chart, compare, describe, schema, table, terminal, throughput};
 use crate::{Error, Result, cache};
@@ -23,6 +24,8 @@ pub struct Args {
 enum Command {
     /// Texts of growing length through a model that carries a state: time, memory, loss by position
     Context(context::Args),
+    /// The chunked form of every recurrence beside the recurrent one, forward and in training
+    Forms(forms::Args),
 }
 
 #[derive(clap::Args)]
@@ -68,6 +71,7 @@ struct ModelArgs {
 pub fn run(args: Args, json: bool) -> Result<()> {
     match args.command {
         Some(Command::Context(args)) => context::run(args, json),
+        Some(Command::Forms(args)) => forms::run(args, json),
         None => models(args.models, json),
     }
 }

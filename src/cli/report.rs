@@ -88,6 +88,9 @@ pub fn plan(report: &PlanReport, json: bool) -> Result<()> {
     for p in &report.passes {
         println!("passes: {} dead, {} common, {} fused, {} absorbed", p.dead, p.common, p.fused, p.absorbed);
     }
+    if !report.forms.is_empty() {
+        println!("forms: {}", report.forms.join(", "));
+    }
     for line in &report.split {
         println!("split: {line}");
     }

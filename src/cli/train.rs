@@ -110,6 +110,9 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         (false, false) => Box::new(Console::new()),
     };
     let planned = session.report();
+    if !planned.forms.is_empty() {
+        eprintln!("forms: {}", planned.forms.join(", "));
+    }
     if let Some(recomputed) = &planned.recomputed {
         eprintln!("recomputed: {}", recomputed.line());
     }

@@ -3,6 +3,7 @@
 
 use super::gpt::{FeedForward, Positions, check_heads};
 use crate::error::{Error, Result};
+use crate::ops::form::Form;
 use serde::{Deserialize, Serialize};
 
 /// The recurrence of a block.
@@ -83,6 +84,9 @@ pub struct CoeusConfig {
     /// Recurrence and attention read the same queries, keys and values, and share their output projection.
     pub share_qkv: bool,
     pub forget_gate: ForgetGate,
+    /// How the recurrence is computed, with the same answers to rounding: `auto`, `chunked`, `recurrent` or `naive` (the definition in
+    /// f64 on the CPU).
+    pub backend: Form,
     /// Where the bias of the gates starts: from `forget_bias_low` at the first gate to `forget_bias_high` at the last. At 3 a gate
     /// starts at 0.95 and halves a memory in 14 tokens; at 8, in 2,066.
     pub forget_bias_low: f64,
@@ -128,6 +132,7 @@ impl Default for CoeusConfig {
             recurrence: Recurrence::GlaHead,
             share_qkv: true,
             forget_gate: ForgetGate::Linear,
+            backend: Form::Auto,
             forget_bias_low: 0.0,
             forget_bias_high: 0.0,
             input_scale: true,

@@ -12,6 +12,11 @@ pub trait Kernel: std::fmt::Debug + Send + Sync + 'static {
     /// The operator's name in listings and errors.
     fn name(&self) -> &'static str;
 
+    /// Which of its forms an operator that has several is in.
+    fn form(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The definition: naive loops in f64, written to be read. Returns one tensor for every entry of `outputs`.
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor>;
 

@@ -150,9 +150,9 @@ impl Coeus {
         let (o, last) = match c.recurrence {
             Recurrence::GlaChannel => {
                 let a = b.graph.reshape(a, &[batch, time, c.heads, d])?;
-                b.graph.gla_channel(q, k, h.v, a, first)?
+                b.graph.gla(c.backend, true, [q, k, h.v, a], first)?
             }
-            _ => b.graph.gla_head(q, k, h.v, a, first)?,
+            _ => b.graph.gla(c.backend, false, [q, k, h.v, a], first)?,
         };
         if let Some(first) = first {
             b.graph.update(first, last)?;
@@ -179,7 +179,7 @@ impl Coeus {
                 Some(_) => Some(b.state("recurrence", &[1, c.width])?),
                 None => None,
             };
-            let (h, last) = b.graph.scan(a, u, first)?;
+            let (h, last) = b.graph.scan_as(c.backend, a, u, first)?;
             if let Some(first) = first {
                 b.graph.update(first, last)?;
             }

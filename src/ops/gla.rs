@@ -7,6 +7,7 @@ mod gpu;
 #[cfg(test)]
 mod tests;
 
+use super::form::{self, Form, Naive, Recurrence};
 use super::{Case, Graph, Op, Sample, Spec, Values};
 use crate::device::gpu::Lowering;
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
@@ -117,6 +118,10 @@ impl Kernel for Gla {
         self.op("gla_head", "gla_channel")
     }
 
+    fn form(&self) -> Option<&'static str> {
+        Some(form::name(self.chunk))
+    }
+
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
         let [q, k, v, a] = std::array::from_fn(|i| &inputs[i].data);
         let s = self.shape(&inputs[0].shape, &inputs[1].shape, &inputs[2].shape);
@@ -195,14 +200,33 @@ impl Op for Gla {
     }
 
     fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
-        let mut inputs = cx.inputs[..4].to_vec();
-        inputs.extend([cx.grad(0), cx.grad(1)]);
-        inputs.extend(cx.inputs.get(4));
+        let inputs = gradient_inputs(cx);
         Ok(cx.graph.apply(GlaGrad(self.clone()), &inputs)?.into_iter().map(Some).collect())
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
         cost(self.flops(&self.shape(&inputs[0].shape, &inputs[1].shape, &inputs[2].shape), false), inputs, outputs)
+    }
+}
+
+/// Operands of the gradient.
+fn gradient_inputs(cx: &mut Gradient) -> Vec<Value> {
+    let mut inputs = cx.inputs[..4].to_vec();
+    inputs.extend([cx.grad(0), cx.grad(1)]);
+    inputs.extend(cx.inputs.get(4));
+    inputs
+}
+
+impl Recurrence for Gla {
+    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
+        let inputs = gradient_inputs(cx);
+        Ok(cx.graph.apply(Naive(GlaGrad(self.clone())), &inputs)?.into_iter().map(Some).collect())
+    }
+}
+
+impl Recurrence for GlaGrad {
+    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
+        self.gradient(cx)
     }
 }
 
@@ -214,6 +238,10 @@ fn cost(flops: f64, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
 impl Kernel for GlaGrad {
     fn name(&self) -> &'static str {
         self.0.op("gla_head_grad", "gla_channel_grad")
+    }
+
+    fn form(&self) -> Option<&'static str> {
+        Some(form::name(self.0.chunk_back()))
     }
 
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
@@ -296,7 +324,7 @@ impl Graph {
     /// D] and v [B, T, Hv, E], from the state `first` [B, H, D, E] or zero: o [B, T, H, E] and the last state, which continues
     /// the sequence as another's `first`; cut after a multiple of 128 steps, the parts give the bits of the whole.
     pub fn gla_head(&mut self, q: Value, k: Value, v: Value, a: Value, first: Option<Value>) -> Result<(Value, Value)> {
-        self.gla(false, [q, k, v, a], first)
+        self.gla(Form::Auto, false, [q, k, v, a], first)
     }
 
     /// As `gla_head`, with a log gate for every key channel: `a` [B, T, H, D].
@@ -308,14 +336,25 @@ impl Graph {
         a: Value,
         first: Option<Value>,
     ) -> Result<(Value, Value)> {
-        self.gla(true, [q, k, v, a], first)
+        self.gla(Form::Auto, true, [q, k, v, a], first)
     }
 
-    fn gla(&mut self, channel_gates: bool, operands: [Value; 4], first: Option<Value>) -> Result<(Value, Value)> {
+    /// As `gla_channel` or, with a gate a head, `gla_head`, of q, k, v and a, in this form.
+    pub fn gla(
+        &mut self,
+        form: Form,
+        channel_gates: bool,
+        operands: [Value; 4],
+        first: Option<Value>,
+    ) -> Result<(Value, Value)> {
         let time = self.shape(operands[0]).get(1).copied().unwrap_or(0);
-        let chunk = if time < Gla::SHORT { 0 } else { Gla::default_chunk(channel_gates) };
+        let chunk = form.chunk(time, Gla::SHORT, Gla::default_chunk(channel_gates));
         let inputs: Vec<Value> = operands.into_iter().chain(first).collect();
-        let outputs = self.apply(Gla { channel_gates, chunk, initial: first.is_some() }, &inputs)?;
+        let op = Gla { channel_gates, chunk, initial: first.is_some() };
+        let outputs = match form {
+            Form::Naive => self.apply(Naive(op), &inputs)?,
+            _ => self.apply(op, &inputs)?,
+        };
         Ok((outputs[0], outputs[1]))
     }
 }
@@ -339,7 +378,8 @@ fn timed(channel_gates: bool, make: fn(Gla, Size, Values) -> Case) -> Vec<Case> 
     let with = |time: usize, chunk: usize| {
         make(Gla { channel_gates, chunk, initial: true }, [1, time, 6, 6, 2, 64, 64], gates())
     };
-    let mut cases: Vec<Case> = [256, 1024, 4096].into_iter().flat_map(|t| [with(t, chunk), with(t, 0)]).collect();
+    let mut cases: Vec<Case> =
+        [256, 1024, 4096, 16_384].into_iter().flat_map(|t| [with(t, chunk), with(t, 0)]).collect();
     cases.push(with(1, 0));
     cases.push(make(Gla { channel_gates, chunk, initial: false }, [8, 1024, 6, 6, 6, 64, 64], gates()));
     cases

@@ -5,6 +5,7 @@
 mod blocks;
 pub mod case;
 pub mod check;
+pub mod form;
 #[cfg(test)]
 mod on_devices;
 mod rows;

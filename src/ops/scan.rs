@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::form::{self, Form, Naive, Recurrence};
 use super::sequence::{Piece, Sequence};
 use super::{Case, Graph, Op, Sample, Spec, Values};
 use crate::Result;
@@ -16,6 +17,7 @@ use crate::tensor::{DType, RefTensor, TensorType};
 pub use kernels_cpu::scan::Gate;
 use kernels_cpu::scan::{ScanShape, gated_scan_chunked, gated_scan_chunked_backward};
 use minijinja::context;
+use std::sync::Arc;
 
 /// Inputs g, u [B, T, C] and, when `initial`, h0 [B, C]; outputs h [B, T, C] and the last state [B, C].
 #[derive(Clone, Debug)]
@@ -63,6 +65,10 @@ fn check(op: &str, inputs: &[TensorType], full: usize, initial: bool) -> Result<
 impl Kernel for GatedScan {
     fn name(&self) -> &'static str {
         "gated_scan"
+    }
+
+    fn form(&self) -> Option<&'static str> {
+        Some(form::name(self.chunk))
     }
 
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
@@ -197,17 +203,7 @@ impl Op for GatedScan {
     }
 
     fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
-        let h = cx.outputs[0];
-        let dh = self.states_gradient(cx)?;
-        let mut inputs = vec![cx.inputs[0], h, dh];
-        inputs.extend(cx.inputs.get(2));
-        let op = GatedScanGrad { chunk: self.chunk, initial: self.initial, gate: self.gate };
-        let mut grads: Vec<_> = cx.graph.apply(op, &inputs)?.into_iter().map(Some).collect();
-        if self.initial && cx.has_grad(1) && cx.graph.shape(h)[1] == 0 {
-            // Without a step the last state is the first.
-            grads[2] = Some(cx.grad(1));
-        }
-        Ok(grads)
+        self.gradient_by(cx, |op| Arc::new(op))
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
@@ -217,7 +213,34 @@ impl Op for GatedScan {
     }
 }
 
+impl Recurrence for GatedScan {
+    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
+        self.gradient_by(cx, |op| Arc::new(Naive(op)))
+    }
+}
+
+impl Recurrence for GatedScanGrad {
+    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
+        self.gradient(cx)
+    }
+}
+
 impl GatedScan {
+    /// The gradient by the operator that `form` makes of the default one.
+    fn gradient_by(&self, cx: &mut Gradient, form: fn(GatedScanGrad) -> Arc<dyn Op>) -> Result<Vec<Option<Value>>> {
+        let h = cx.outputs[0];
+        let dh = self.states_gradient(cx)?;
+        let mut inputs = vec![cx.inputs[0], h, dh];
+        inputs.extend(cx.inputs.get(2));
+        let op = form(GatedScanGrad { chunk: self.chunk, initial: self.initial, gate: self.gate });
+        let mut grads: Vec<_> = cx.graph.apply_arc(op, &inputs)?.into_iter().map(Some).collect();
+        if self.initial && cx.has_grad(1) && cx.graph.shape(h)[1] == 0 {
+            // Without a step the last state is the first.
+            grads[2] = Some(cx.grad(1));
+        }
+        Ok(grads)
+    }
+
     /// The gradient of all states: that of the last one reaches it twice, as a state and as the last.
     fn states_gradient(&self, cx: &mut Gradient) -> Result<Value> {
         let shape = cx.graph.shape(cx.outputs[0]).to_vec();
@@ -246,6 +269,10 @@ fn factor(gate: Gate, g: f64) -> f64 {
 impl Kernel for GatedScanGrad {
     fn name(&self) -> &'static str {
         "gated_scan_grad"
+    }
+
+    fn form(&self) -> Option<&'static str> {
+        Some(form::name(self.chunk))
     }
 
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
@@ -313,21 +340,30 @@ impl Graph {
     /// h_t = g_t h_{t-1} + u_t for g, u [B, T, C], from `h0` [B, C] or zero. Short sequences walk, long ones run in
     /// chunks.
     pub fn gated_scan(&mut self, g: Value, u: Value, h0: Option<Value>) -> Result<Value> {
-        Ok(self.scan_with(Gate::Factor, g, u, h0)?.0)
+        Ok(self.scan_with(Form::Auto, Gate::Factor, g, u, h0)?.0)
     }
 
     /// h_t = e^a_t h_{t-1} + u_t for log gates a (see `log_sigmoid`) and u [B, T, C], from `h0` [B, C] or zero: all states
     /// and the last one [B, C], which continues the scan as another's `h0`; cut after a multiple of 128 steps, the parts
     /// give the bits of the whole.
     pub fn scan(&mut self, a: Value, u: Value, h0: Option<Value>) -> Result<(Value, Value)> {
-        self.scan_with(Gate::Log, a, u, h0)
+        self.scan_as(Form::Auto, a, u, h0)
     }
 
-    fn scan_with(&mut self, gate: Gate, g: Value, u: Value, h0: Option<Value>) -> Result<(Value, Value)> {
+    /// As `scan`, in this form.
+    pub fn scan_as(&mut self, form: Form, a: Value, u: Value, h0: Option<Value>) -> Result<(Value, Value)> {
+        self.scan_with(form, Gate::Log, a, u, h0)
+    }
+
+    fn scan_with(&mut self, form: Form, gate: Gate, g: Value, u: Value, h0: Option<Value>) -> Result<(Value, Value)> {
         let time = self.shape(g).get(1).copied().unwrap_or(0);
-        let chunk = if time > DEFAULT_CHUNK { DEFAULT_CHUNK } else { 0 };
+        let chunk = form.chunk(time, DEFAULT_CHUNK + 1, DEFAULT_CHUNK);
         let inputs: Vec<Value> = [g, u].into_iter().chain(h0).collect();
-        let outputs = self.apply(GatedScan { chunk, initial: h0.is_some(), gate }, &inputs)?;
+        let op = GatedScan { chunk, initial: h0.is_some(), gate };
+        let outputs = match form {
+            Form::Naive => self.apply(Naive(op), &inputs)?,
+            _ => self.apply(op, &inputs)?,
+        };
         Ok((outputs[0], outputs[1]))
     }
 

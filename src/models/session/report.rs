@@ -43,6 +43,8 @@ pub struct PlanReport {
     /// Calls that run on the CPU inside a GPU plan, and calls that were cut.
     pub fallback: Vec<String>,
     pub split: Vec<String>,
+    /// The forms that recurrences are in, as "gla_head: chunked"; those of gradients too.
+    pub forms: Vec<String>,
 }
 
 /// The plans of a training step, made but not given any memory: what a dry run looks at.
@@ -213,7 +215,18 @@ fn report(summary: String, parameters: &[Parameter], device: &Device, plans: Vec
         recomputed: plans.iter().find_map(|p| p.recomputed.clone()),
         fallback: notes.fallback,
         split: notes.split,
+        forms: forms(&plans),
     }
+}
+
+/// Every operator of the plans that has forms, once with each of its forms.
+fn forms(plans: &[&Plan]) -> Vec<String> {
+    let mut forms = Vec::new();
+    for call in plans.iter().flat_map(|plan| &plan.work.calls) {
+        let line = call.kernel.form().map(|form| format!("{}: {form}", call.kernel.name()));
+        forms.extend(line.filter(|line| !forms.contains(line)));
+    }
+    forms
 }
 
 impl PlanReport {
