@@ -42,7 +42,8 @@ pub const PRESETS: &[Preset] = presets![
     "coeus-v3.1-mini",
     "coeus-v3.1-nano",
     "coeus-nightly-v2.6",
-    "coeus-nightly-v3.0"
+    "coeus-nightly-v3.0",
+    "coeus-nightly-v3.1"
 ];
 
 pub(super) fn find(name: &str) -> Result<&'static Preset> {

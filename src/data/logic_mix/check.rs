@@ -445,6 +445,20 @@ mod tests {
         }
     }
 
+    /// 30,000 documents of the three kinds where nothing else is asked for: `LYNX_DOCUMENTS=1000000` takes a minute in release.
+    #[test]
+    fn documents_far_into_the_stream_are_made_and_are_right() {
+        use rayon::prelude::*;
+        let count: u64 = std::env::var("LYNX_DOCUMENTS").ok().and_then(|n| n.parse().ok()).unwrap_or(30_000);
+        eprintln!("{count} documents (LYNX_DOCUMENTS)");
+        for kind in Kind::SYNTHETIC {
+            (0..count / 3).into_par_iter().for_each(|index| {
+                let document = super::super::document(SEED, kind, 50_000 + index);
+                check(kind, &document.text).unwrap_or_else(|e| panic!("{}\n{e}", document.text));
+            });
+        }
+    }
+
     /// Changing any one digit of an answer makes it wrong: the judge reads every number.
     #[test]
     fn any_changed_digit_is_found() {

@@ -99,7 +99,27 @@ fn books(paths: &[PathBuf]) -> Result<Vec<(String, String)>> {
     Ok(books)
 }
 
+/// Memory for one byte of a mix while it is made: its documents, and the lines of its files.
+const ROOM: u64 = 3;
+
+/// Refuses a mix that is larger than memory: it is made whole before the first file is written.
+fn check_room(bytes: u64, available: Option<u64>) -> Result<()> {
+    match available {
+        Some(free) if bytes.saturating_mul(ROOM) > free => Err(Error::Config(format!(
+            "a mix of {bytes} bytes takes about {} of memory while it is made, and {} are free; ask for at most --bytes {}",
+            crate::config::size::show(bytes.saturating_mul(ROOM)),
+            crate::config::size::show(free),
+            free / ROOM
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Generates the corpus and writes it to `folder`. Returns the manifest.
+///
+/// # Errors
+/// `Error::Config` for a mix of nothing or of more than memory holds, before anything is written; those of reading books and writing
+/// files.
 pub fn write(folder: &Path, options: &Options) -> Result<Value> {
     if options.bytes == 0 {
         return Err(Error::Config(format!(
@@ -107,6 +127,7 @@ pub fn write(folder: &Path, options: &Options) -> Result<Value> {
             super::BYTES
         )));
     }
+    check_room(options.bytes, crate::device::host::available_bytes())?;
     let books = books(&options.literature)?;
     let mut parts: BTreeMap<(Split, Kind), Pile> = BTreeMap::new();
     for (number, (name, text)) in books.iter().enumerate() {
@@ -484,6 +505,12 @@ mod tests {
         assert!(message(&small(vec![c])).contains("c.txt"));
         assert!(message(&small(vec![folder.path().join("none.txt")])).contains("none.txt"));
         assert!(message(&Options { bytes: 0, ..small(vec![]) }).contains("bytes"));
+        if crate::device::host::available_bytes().is_some() {
+            let huge = message(&Options { bytes: u64::MAX, ..small(vec![]) });
+            assert!(huge.contains("--bytes") && huge.contains("memory"), "{huge}");
+        }
+        assert!(check_room(100, Some(299)).is_err() && check_room(100, Some(300)).is_ok());
+        assert!(check_room(u64::MAX, None).is_ok(), "a system that does not tell refuses nothing");
         assert!(!folder.path().join("out").exists());
     }
 
