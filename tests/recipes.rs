@@ -341,7 +341,9 @@ fn storage_in_f16_keeps_the_answers_and_leaves_states_in_f32() {
                 .graph
                 .nodes()
                 .iter()
-                .filter(|n| matches!(&n.kind, Kind::Op(op) if op.name().starts_with("gla") || op.name().starts_with("scan")))
+                .filter(
+                    |n| matches!(&n.kind, Kind::Op(op) if op.name().starts_with("gla") || op.name() == "gated_scan"),
+                )
                 .collect();
             assert!(!recurrences.is_empty(), "{version}");
             for node in recurrences {
