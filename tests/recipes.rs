@@ -327,7 +327,7 @@ fn a_hundred_steps_and_a_hundred_resumed_are_two_hundred_bit_for_bit() {
 fn storage_in_f16_keeps_the_answers_and_leaves_states_in_f32() {
     let (batch, time) = (2, 64);
     let ids: Vec<i32> = (0..batch * time).map(|i| (i * 29 % 65) as i32).collect();
-    for version in ["v1", "v2.6", "v3.0"] {
+    for version in ["v1", "v2.6"] {
         let mut config = Config::load(&format!("coeus-{version}-tiny"), &[]).unwrap().0;
         config.set_vocab_size(65).unwrap();
         let model = setup::model(&config.model).unwrap();
@@ -341,9 +341,7 @@ fn storage_in_f16_keeps_the_answers_and_leaves_states_in_f32() {
                 .graph
                 .nodes()
                 .iter()
-                .filter(
-                    |n| matches!(&n.kind, Kind::Op(op) if op.name().starts_with("gla") || op.name() == "gated_scan"),
-                )
+                .filter(|n| matches!(&n.kind, Kind::Op(op) if op.name().starts_with("gla")))
                 .collect();
             assert!(!recurrences.is_empty(), "{version}");
             for node in recurrences {
