@@ -3,7 +3,7 @@
 
 use crate::data::files::read_utf8;
 use crate::data::logic_mix::draws::Draws;
-use crate::data::logic_mix::{literature, recall};
+use crate::data::logic_mix::{Kind, Split, export, literature, recall};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use std::path::Path;
@@ -27,9 +27,21 @@ impl Filler {
         Filler { text, about: format!("generated sentences, seed {seed}") }
     }
 
-    /// A book, cleaned to ASCII with line ends as spaces, without the frame of Project Gutenberg.
+    /// A book, cleaned to ASCII with line ends as spaces, without the frame of Project Gutenberg; or the test blocks of the books in
+    /// the folder of a logic mix, which no model trained on it has seen.
     pub fn read(path: &Path) -> Result<Self> {
-        Self::from_text(&path.display().to_string(), &read_utf8(path)?)
+        let name = path.display().to_string();
+        if !path.is_dir() {
+            return Self::from_text(&name, &read_utf8(path)?);
+        }
+        let blocks = export::read(path)?.parts.remove(&(Split::Test, Kind::Literature)).unwrap_or_default();
+        if blocks.is_empty() {
+            return Err(Error::Data(format!(
+                "{name}: this mix has no literature in its test split; give a text file, or write the mix with --literature FILE.."
+            )));
+        }
+        let text: String = blocks.into_iter().map(|block| block.text).collect();
+        Self::from_text(&name, &text)
     }
 
     /// [`Filler::read`] for a text in memory; `name` stands in messages.

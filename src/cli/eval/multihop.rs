@@ -14,7 +14,8 @@ pub struct Args {
     /// Chains for each number of steps
     #[arg(short, long, default_value_t = multihop::CHAINS)]
     n: usize,
-    /// A UTF-8 text file to tell the facts in, best one that was not trained on (default: generated sentences)
+    /// Text to tell the facts in: a UTF-8 file, best one that was not trained on, or a folder written by data logic-mix with
+    /// literature, for its test blocks (default: generated sentences)
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Seed of names and places
