@@ -84,8 +84,8 @@ pub struct CoeusConfig {
     /// Recurrence and attention read the same queries, keys and values, and share their output projection.
     pub share_qkv: bool,
     pub forget_gate: ForgetGate,
-    /// How the recurrence is computed, with the same answers to rounding: `auto`, `chunked`, `recurrent` or `naive` (the definition in
-    /// f64 on the CPU).
+    /// How the recurrence is computed, with the same answers to rounding: `auto`, `chunked`, `recurrent`, `cpu_simd` (the
+    /// CPU's kernels, on any device) or `naive` (the definition in f64, on the CPU).
     pub backend: Form,
     /// Where the bias of the gates starts: from `forget_bias_low` at the first gate to `forget_bias_high` at the last. At 3 a gate
     /// starts at 0.95 and halves a memory in 14 tokens; at 8, in 2,066.

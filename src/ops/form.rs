@@ -19,6 +19,8 @@ pub enum Form {
     /// One step after another with a constant state: generation. The gradient of gated linear attention is taken in chunks in this form
     /// too: backwards it would need the state before every step.
     Recurrent,
+    /// As `Auto`, by the CPU's kernels whatever the device.
+    CpuSimd,
     /// The definition in f64, on the CPU whatever the device: slow, and what the others are judged by.
     Naive,
 }
@@ -27,7 +29,7 @@ impl Form {
     /// Steps of a chunk, 0 for none: `chunk` where there are chunks, which `Auto` has for sequences of at least `from` steps.
     pub fn chunk(self, time: usize, from: usize, chunk: usize) -> usize {
         match self {
-            Form::Auto if time < from => 0,
+            Form::Auto | Form::CpuSimd if time < from => 0,
             Form::Recurrent => 0,
             _ => chunk,
         }
@@ -39,37 +41,54 @@ pub fn name(chunk: usize) -> &'static str {
     if chunk == 0 { "recurrent" } else { "chunked" }
 }
 
-/// An operator with a naive form.
+/// An operator with forms that run on the CPU whatever the device.
 pub trait Recurrence: Op {
-    /// As `Op::gradient`, by operators in the naive form.
-    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>>;
+    /// As `Op::gradient`, by operators that stay there.
+    fn gradient_on_cpu(&self, cx: &mut Gradient, naive: bool) -> Result<Vec<Option<Value>>>;
 }
 
-/// An operator run by its definition, in f64 on the CPU.
+/// An operator that runs on the CPU inside any plan: by its kernels there, or by its definition in f64.
 #[derive(Clone, Debug)]
-pub struct Naive<O>(pub O);
+pub struct OnCpu<O> {
+    pub op: O,
+    pub naive: bool,
+}
 
-impl<O: Recurrence> Kernel for Naive<O> {
+impl Form {
+    /// `op` as this form has it, or as it is.
+    pub fn placed<O: Recurrence + 'static>(self, op: O) -> std::sync::Arc<dyn Op> {
+        match self {
+            Form::CpuSimd => std::sync::Arc::new(OnCpu { op, naive: false }),
+            Form::Naive => std::sync::Arc::new(OnCpu { op, naive: true }),
+            _ => std::sync::Arc::new(op),
+        }
+    }
+}
+
+impl<O: Recurrence> Kernel for OnCpu<O> {
     fn name(&self) -> &'static str {
-        self.0.name()
+        self.op.name()
     }
 
     fn form(&self) -> Option<&'static str> {
-        Some("naive")
+        Some(if self.naive { "naive" } else { "cpu_simd" })
     }
 
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
-        self.0.reference(inputs, outputs)
+        self.op.reference(inputs, outputs)
     }
 
     fn cpu(&self, call: &mut CpuCall) -> Result<()> {
+        if !self.naive {
+            return self.op.cpu(call);
+        }
         let wide = |i: usize| {
             let data = call.f32(i).iter().map(|&x| f64::from(x)).collect();
             RefTensor::new(&call.input(i).shape, data)
         };
         let inputs: Vec<RefTensor> = (0..call.inputs.len()).map(wide).collect();
         let outputs: Vec<TensorType> = call.outputs.iter().map(|o| o.ty.clone()).collect();
-        let results = self.0.reference(&inputs.iter().collect::<Vec<_>>(), &outputs);
+        let results = self.op.reference(&inputs.iter().collect::<Vec<_>>(), &outputs);
         for (o, result) in results.iter().enumerate() {
             call.out_f32(o).iter_mut().zip(&result.data).for_each(|(y, &x)| *y = x as f32);
         }
@@ -77,20 +96,23 @@ impl<O: Recurrence> Kernel for Naive<O> {
     }
 
     fn gpu(&self, _: &mut Lowering) -> Result<(), Unsupported> {
-        Err(Unsupported("the naive form is the definition in f64, which GPUs do not have".into()))
+        Err(Unsupported(match self.naive {
+            true => "the naive form is the definition in f64, which GPUs do not have".into(),
+            false => "the kernels of the CPU are asked for".into(),
+        }))
     }
 }
 
-impl<O: Recurrence> Op for Naive<O> {
+impl<O: Recurrence> Op for OnCpu<O> {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        self.0.infer(inputs)
+        self.op.infer(inputs)
     }
 
     fn gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
-        self.0.naive_gradient(cx)
+        self.op.gradient_on_cpu(cx, self.naive)
     }
 
     fn cost(&self, inputs: &[TensorType], outputs: &[TensorType]) -> Cost {
-        self.0.cost(inputs, outputs)
+        self.op.cost(inputs, outputs)
     }
 }

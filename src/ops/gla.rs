@@ -7,7 +7,7 @@ mod gpu;
 #[cfg(test)]
 mod tests;
 
-use super::form::{self, Form, Naive, Recurrence};
+use super::form::{self, Form, OnCpu, Recurrence};
 use super::{Case, Graph, Op, Sample, Spec, Values};
 use crate::device::gpu::Lowering;
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
@@ -218,14 +218,14 @@ fn gradient_inputs(cx: &mut Gradient) -> Vec<Value> {
 }
 
 impl Recurrence for Gla {
-    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
+    fn gradient_on_cpu(&self, cx: &mut Gradient, naive: bool) -> Result<Vec<Option<Value>>> {
         let inputs = gradient_inputs(cx);
-        Ok(cx.graph.apply(Naive(GlaGrad(self.clone())), &inputs)?.into_iter().map(Some).collect())
+        Ok(cx.graph.apply(OnCpu { op: GlaGrad(self.clone()), naive }, &inputs)?.into_iter().map(Some).collect())
     }
 }
 
 impl Recurrence for GlaGrad {
-    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
+    fn gradient_on_cpu(&self, cx: &mut Gradient, _: bool) -> Result<Vec<Option<Value>>> {
         self.gradient(cx)
     }
 }
@@ -351,10 +351,7 @@ impl Graph {
         let chunk = form.chunk(time, Gla::SHORT, Gla::default_chunk(channel_gates));
         let inputs: Vec<Value> = operands.into_iter().chain(first).collect();
         let op = Gla { channel_gates, chunk, initial: first.is_some() };
-        let outputs = match form {
-            Form::Naive => self.apply(Naive(op), &inputs)?,
-            _ => self.apply(op, &inputs)?,
-        };
+        let outputs = self.apply_arc(form.placed(op), &inputs)?;
         Ok((outputs[0], outputs[1]))
     }
 }

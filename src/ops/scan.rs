@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::form::{self, Form, Naive, Recurrence};
+use super::form::{self, Form, OnCpu, Recurrence};
 use super::sequence::{Piece, Sequence};
 use super::{Case, Graph, Op, Sample, Spec, Values};
 use crate::Result;
@@ -214,20 +214,24 @@ impl Op for GatedScan {
 }
 
 impl Recurrence for GatedScan {
-    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
-        self.gradient_by(cx, |op| Arc::new(Naive(op)))
+    fn gradient_on_cpu(&self, cx: &mut Gradient, naive: bool) -> Result<Vec<Option<Value>>> {
+        self.gradient_by(cx, |op| Arc::new(OnCpu { op, naive }))
     }
 }
 
 impl Recurrence for GatedScanGrad {
-    fn naive_gradient(&self, cx: &mut Gradient) -> Result<Vec<Option<Value>>> {
+    fn gradient_on_cpu(&self, cx: &mut Gradient, _: bool) -> Result<Vec<Option<Value>>> {
         self.gradient(cx)
     }
 }
 
 impl GatedScan {
     /// The gradient by the operator that `form` makes of the default one.
-    fn gradient_by(&self, cx: &mut Gradient, form: fn(GatedScanGrad) -> Arc<dyn Op>) -> Result<Vec<Option<Value>>> {
+    fn gradient_by(
+        &self,
+        cx: &mut Gradient,
+        form: impl Fn(GatedScanGrad) -> Arc<dyn Op>,
+    ) -> Result<Vec<Option<Value>>> {
         let h = cx.outputs[0];
         let dh = self.states_gradient(cx)?;
         let mut inputs = vec![cx.inputs[0], h, dh];
@@ -360,10 +364,7 @@ impl Graph {
         let chunk = form.chunk(time, DEFAULT_CHUNK + 1, DEFAULT_CHUNK);
         let inputs: Vec<Value> = [g, u].into_iter().chain(h0).collect();
         let op = GatedScan { chunk, initial: h0.is_some(), gate };
-        let outputs = match form {
-            Form::Naive => self.apply(Naive(op), &inputs)?,
-            _ => self.apply(op, &inputs)?,
-        };
+        let outputs = self.apply_arc(form.placed(op), &inputs)?;
         Ok((outputs[0], outputs[1]))
     }
 

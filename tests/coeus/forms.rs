@@ -4,7 +4,7 @@ use super::*;
 use lynx_gpu::models::session::Step;
 use lynx_gpu::models::session::TrainingPlans;
 
-const FORMS: [&str; 4] = ["auto", "chunked", "recurrent", "naive"];
+const FORMS: [&str; 5] = ["auto", "chunked", "recurrent", "cpu_simd", "naive"];
 
 /// The versions with one recurrence each: their settings, and the operator in their plans.
 const RECURRENCES: [(&str, &[&str], &str); 3] = [
@@ -37,7 +37,7 @@ fn every_form_of_the_recurrence_gives_the_same_model() {
         };
         for device in [Some(Device::Cpu), gpu()].into_iter().flatten() {
             let want = run("naive", &device);
-            for form in ["auto", "chunked", "recurrent"] {
+            for form in ["auto", "chunked", "recurrent", "cpu_simd"] {
                 let have = run(form, &device);
                 for ((have, want), what) in have.iter().zip(&want).zip(["logits", "loss", "gradients"]) {
                     let error = rms(&mut have.iter().zip(want).map(|(a, b)| a - b)) / rms(&mut want.iter().copied());
@@ -66,12 +66,17 @@ fn the_plan_names_the_form_and_what_runs_elsewhere() {
             assert_eq!(forms.len(), 2, "{forms:?}");
         }
         if let Some(gpu) = gpu() {
-            let on_the_cpu = plan("naive", version, sets, &gpu).fallback;
-            assert_eq!(on_the_cpu.len(), 2 * 2, "forward and backward of two layers: {on_the_cpu:?}");
-            assert!(on_the_cpu.iter().all(|line| line.contains("definition in f64")), "{on_the_cpu:?}");
+            for (form, why) in [("naive", "definition in f64"), ("cpu_simd", "kernels of the CPU")] {
+                let on_the_cpu = plan(form, version, sets, &gpu).fallback;
+                assert_eq!(on_the_cpu.len(), 2 * 2, "forward and backward of two layers: {on_the_cpu:?}");
+                assert!(on_the_cpu.iter().all(|line| line.contains(why)), "{on_the_cpu:?}");
+            }
             assert!(plan("recurrent", version, sets, &gpu).fallback.is_empty());
         }
     }
     let error = Config::load("coeus-v2.6-tiny", &["model.backend=triton".into()]).unwrap_err().to_string();
-    assert!(["model.backend", "chunked", "recurrent", "naive"].iter().all(|word| error.contains(word)), "{error}");
+    assert!(
+        ["model.backend", "chunked", "recurrent", "cpu_simd", "naive"].iter().all(|word| error.contains(word)),
+        "{error}"
+    );
 }
