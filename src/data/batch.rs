@@ -337,7 +337,7 @@ impl EvalBatches {
         }
         if split.tokens.len() < 2 {
             return Err(Error::Data(format!(
-                "the {} split has {} tokens, so nothing can be scored; give more text or a larger fraction",
+                "the {} split has {} tokens, so nothing can be scored; give more text, a larger data.val_fraction where a text is divided by it, or a larger mix (data logic-mix --bytes)",
                 split.name,
                 split.tokens.len()
             )));
