@@ -12,6 +12,7 @@ use crate::data::{Cache, EvalBatches, TokenSplit, ngram};
 use crate::device::choose;
 use crate::ops::workloads::workloads;
 use crate::train::data::Prepared;
+use crate::train::files::read_text;
 use crate::train::model::{EvalSum, TrainModel};
 use crate::train::sources::{SourceLoss, SourceSums};
 use crate::{Error, Result};
@@ -149,7 +150,7 @@ fn source_json(source: &SourceLoss) -> serde_json::Value {
 fn chosen_split(args: &SplitArgs, opened: &Opened, data: &Prepared) -> Result<(String, Arc<TokenSplit>)> {
     if let Some(path) = &args.data {
         // Read as running text, whatever the run was trained on.
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = read_text(path)?;
         let text = if opened.config.data.lowercase { text.to_lowercase() } else { text };
         let name = path.display().to_string();
         let tokens = opened.tokenizer.encode(&text)?;

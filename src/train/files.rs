@@ -40,9 +40,13 @@ pub fn sync_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Reads a text file; the error names it.
+/// Reads a text file, without the byte order mark that some editors put first; the error names it.
 pub fn read_text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+    let mut text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
 }
 
 /// Length and SHA-256 (hex) of a file, read in pieces.
@@ -82,6 +86,16 @@ mod tests {
         let error = write_atomic(Path::new("/dev/null/x/a.json"), b"").unwrap_err();
         assert!(error.to_string().contains("/dev/null/x"), "{error}");
         assert_eq!(error.exit_code(), 7);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_text_and_elsewhere_it_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("marked.txt");
+        for (written, read) in [("\u{feff}one", "one"), ("o\u{feff}ne", "o\u{feff}ne"), ("\u{feff}", ""), ("", "")] {
+            std::fs::write(&path, written).unwrap();
+            assert_eq!(read_text(&path).unwrap(), read);
+        }
     }
 
     #[test]
