@@ -149,7 +149,7 @@ fn a_folder_with_another_configuration_is_refused_and_left_alone() {
     }
     assert_eq!(std::fs::read(dir.path().join("runs/heads/two/seed-1/result.json")).unwrap(), result);
     assert!(
-        Report::new(&after, dir.path(), "x".into()).unwrap().rows.is_empty(),
+        Report::new(&after, dir.path(), &["x".into()]).unwrap().rows.is_empty(),
         "results of other settings do not count"
     );
 }
@@ -202,7 +202,7 @@ fn the_report_has_a_table_a_picture_and_a_conclusion_for_every_row() {
     let dir = tempfile::tempdir().unwrap();
     let table = table(STUDY, &[]).unwrap();
     run(&table, &[0], dir.path(), None).unwrap();
-    let report = Report::new(&table, dir.path(), "lynx-gpu ablate study.toml".into()).unwrap();
+    let report = Report::new(&table, dir.path(), &["lynx-gpu".into(), "ablate".into(), "study.toml".into()]).unwrap();
     assert_eq!(report.not_run, ["layers"]);
     let [row] = &report.rows[..] else { panic!("{:?}", report.rows) };
     let (two, four) = (&row.variants[0], &row.variants[1]);
@@ -243,7 +243,7 @@ fn the_report_has_a_table_a_picture_and_a_conclusion_for_every_row() {
     // One seed alone has no interval, and says so.
     let one = Study::parse(STUDY, "study.toml").unwrap().with_seeds(vec![2]).unwrap();
     let one = Table::new(one, &[], Cache::disabled()).unwrap();
-    let report = Report::new(&one, dir.path(), String::new()).unwrap();
+    let report = Report::new(&one, dir.path(), &[]).unwrap();
     assert_eq!(report.rows[0].variants[1].difference.unwrap().half_width, None);
     assert!(report.rows[0].conclusions[1].contains("one seed"), "{:?}", report.rows[0].conclusions);
     assert!(write::text(&report).contains("(n=1)"));
@@ -257,7 +257,7 @@ fn a_run_that_diverges_is_a_result_and_the_others_go_on() {
     let (ended, log) = run(&table, &[0], dir.path(), None).unwrap();
     assert_eq!((ended, log.made.len()), (Ended::Complete, 4));
     assert!(!log.messages.is_empty());
-    let report = Report::new(&table, dir.path(), String::new()).unwrap();
+    let report = Report::new(&table, dir.path(), &[]).unwrap();
     let text = &report.rows[0].conclusions[1];
     assert!(text.contains("every run diverged"), "{text}");
 }
@@ -302,14 +302,23 @@ fn the_command_checks_prints_and_refuses() {
     let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((plan["runs"].as_u64(), plan["finished"].as_u64()), (Some(6), Some(0)));
     assert!(!dir.path().join("out").exists(), "a dry run leaves nothing");
-    let (code, out, err) = lynx(&["--rows", "heads", "--seeds", "5", "--steps", "4"]);
+    // A text with its whole path, which the report has no use for.
+    let text = dir.path().join("text.txt");
+    std::fs::write(&text, "To be, or not to be: that is the question.\n".repeat(50)).unwrap();
+    let text = text.to_str().unwrap();
+    let (code, out, err) = lynx(&["--rows", "heads", "--seeds", "5", "--steps", "4", "--data", text]);
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("two (baseline)") && out.contains("REPORT.md"), "{out}");
     assert!(err.contains("[2/2] heads/four seed 5: validation"), "{err}");
+    let read = |name: &str| std::fs::read_to_string(dir.path().join("out").join(name)).unwrap();
+    let (report, json) = (read("REPORT.md"), read("report.json"));
+    let folder = dir.path().to_str().unwrap();
+    assert!(!report.contains(folder) && !json.contains(folder), "{report}\n{json}");
+    assert!(report.contains("--steps 4 --data text.txt`") && report.contains("steps on text.txt (SHA-256"), "{report}");
     for (args, words) in [
         (&["--rows", "tails"][..], "no row `tails`; rows: heads, layers"),
         (&["--set", "train.stepz=1"], "did you mean `train.steps`?"),
-        (&["--rows", "heads", "--seeds", "5"], "train.steps was 4, is 8"),
+        (&["--rows", "heads", "--seeds", "5", "--data", text], "train.steps was 4, is 8"),
     ] {
         let (code, _, err) = lynx(args);
         assert_eq!(code, Some(2), "{err}");

@@ -14,6 +14,7 @@ pub struct Report {
     pub name: String,
     pub title: String,
     pub program_version: String,
+    /// With names of files where it has absolute paths.
     pub command: String,
     /// UTC, RFC 3339.
     pub date: String,
@@ -33,6 +34,7 @@ pub struct RowReport {
     pub title: String,
     pub note: String,
     pub base: String,
+    /// Name of the file or folder, or of a built-in corpus.
     pub data: String,
     pub data_sha256: String,
     pub steps: u64,
@@ -84,8 +86,8 @@ pub struct RunLine {
 }
 
 impl Report {
-    /// Reads the results that `folder` has.
-    pub fn new(table: &Table, folder: &Path, command: String) -> Result<Self> {
+    /// Reads the results that `folder` has; `command` is the command line by words.
+    pub fn new(table: &Table, folder: &Path, command: &[String]) -> Result<Self> {
         let study = &table.study;
         let (mut rows, mut not_run, mut devices) = (Vec::new(), Vec::new(), Vec::new());
         for (r, row) in study.rows.iter().enumerate() {
@@ -113,7 +115,7 @@ impl Report {
             name: study.name.clone(),
             title: study.title.clone(),
             program_version: env!("CARGO_PKG_VERSION").into(),
-            command,
+            command: command.iter().map(|word| portable(word)).collect::<Vec<_>>().join(" "),
             date: crate::train::manifest::now(),
             host: format!("{}, {} cores, {}", host.model, host.cores, crate::device::host::system()),
             devices,
@@ -166,7 +168,7 @@ fn row_report(table: &Table, r: usize, all: Vec<Results>) -> RowReport {
         variants.push(VariantReport {
             name: row.variants[v].name.clone(),
             is_baseline: v == baseline,
-            set: row.variants[v].set.clone(),
+            set: row.variants[v].set.iter().map(|set| portable(set)).collect(),
             ff_width: table.first(r, v).config.model.ff_width(),
             parameters: results.first().map(|(r, _)| r.parameters),
             planned_bytes: results.first().map(|(r, _)| r.planned_bytes),
@@ -188,8 +190,8 @@ fn row_report(table: &Table, r: usize, all: Vec<Results>) -> RowReport {
         name: row.name.clone(),
         title: row.title.clone(),
         note: row.note.clone(),
-        base: first.base.clone(),
-        data: data.text.name.clone(),
+        base: portable(&first.base),
+        data: Path::new(&data.text.name).file_name().map_or(data.text.name.clone(), |n| n.to_string_lossy().into_owned()),
         data_sha256: data.text.fingerprint(),
         steps: first.config.train.steps,
         baseline: row.baseline.clone(),
@@ -220,6 +222,17 @@ fn mean_curve(results: &[(RunResult, String)]) -> Vec<(u64, f64)> {
         steps.entry(step).or_default().push(loss);
     }
     steps.into_iter().map(|(step, losses)| (step, losses.iter().sum::<f64>() / losses.len() as f64)).collect()
+}
+
+/// A word of a command line, a setting or a place of data with the file's name where it has an absolute path, which means nothing on
+/// another machine: `--data=/home/a/text.txt` is `--data=text.txt`.
+pub fn portable(word: &str) -> String {
+    // The path, if there is one, stands after the last sign of equality, if there is one.
+    let (head, path) = word.rsplit_once('=').map_or(("", word), |(head, path)| (&word[..head.len() + 1], path));
+    match Path::new(path).file_name() {
+        Some(name) if Path::new(path).is_absolute() => format!("{head}{}", name.to_string_lossy()),
+        _ => word.to_owned(),
+    }
 }
 
 /// One sentence about a variant, by rule: better or worse only where the paired interval excludes zero.
@@ -282,5 +295,28 @@ fn described(interval: &Interval, unit: &str) -> String {
     match interval.half_width {
         Some(half) => format!("{:.4} \u{b1} {half:.4} {unit} over {} seeds", interval.mean, interval.n),
         None => format!("{:.4} {unit} with one seed (no interval)", interval.mean),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::portable;
+
+    #[cfg(unix)]
+    #[test]
+    fn absolute_paths_become_names_and_all_else_stays() {
+        for (word, want) in [
+            ("/home/a/text.txt", "text.txt"),
+            ("--data=/home/a/my text.txt", "--data=my text.txt"),
+            ("data.source=/home/a/mix/", "data.source=mix"),
+            ("books/text.txt", "books/text.txt"),
+            ("--set", "--set"),
+            ("schedule.lr=2e-3", "schedule.lr=2e-3"),
+            ("gpu:0", "gpu:0"),
+            ("/", "/"),
+            ("", ""),
+        ] {
+            assert_eq!(portable(word), want);
+        }
     }
 }

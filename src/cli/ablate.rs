@@ -79,7 +79,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let ended = runner::run(&table, &rows, &folder, &chosen.device, &control, &mut progress);
     drop(progress);
     let ended = ended?;
-    let report = Report::new(&table, &folder, command())?;
+    let report = Report::new(&table, &folder, &command())?;
     if !report.rows.is_empty() {
         write::write(&report, &folder)?;
     }
@@ -117,12 +117,12 @@ fn overrides(args: &Args) -> Vec<String> {
 }
 
 /// The command, without the path of the program.
-fn command() -> String {
+fn command() -> Vec<String> {
     let mut words: Vec<String> = std::env::args().collect();
     if let Some(program) = words.first_mut() {
         *program = "lynx-gpu".into();
     }
-    words.join(" ")
+    words
 }
 
 fn print_plan(planned: &[table::Planned]) {
