@@ -358,6 +358,23 @@ fn chains_are_followed_by_who_knows_them_and_guessed_one_time_in_six() {
     for row in run(30) {
         assert!((row.choice.rate - 1.0 / 6.0).abs() < 0.108 && row.exact.hits == 0, "{row:?}");
     }
+    // The printed chance is what the best rule gets that sees of each name whether it gives and receives: counted over all starts.
+    for steps in multihop::STEPS {
+        let starts = multihop::NAMES - steps;
+        let role = |name: usize| (name > 0, name + 1 < multihop::NAMES);
+        let mut best = 0.0;
+        for role_of_start in [role(0), role(1)] {
+            let of: Vec<usize> = (0..starts).filter(|&start| role(start) == role_of_start).collect();
+            // Of a role, guessed is one of the candidates that have it.
+            let rate = |guess: (bool, bool)| -> f64 {
+                let among = |start: usize| (0..multihop::NAMES).filter(|&c| c != start && role(c) == guess).count();
+                of.iter().filter(|&&s| role(s + steps) == guess).map(|&s| 1.0 / among(s) as f64).sum()
+            };
+            best += [(true, true), (true, false), (false, true)].map(rate).into_iter().fold(0.0, f64::max);
+        }
+        let printed = multihop::chance(steps);
+        assert!((best / starts as f64 - printed).abs() < 1e-12 && printed > 1.0 / 6.0, "{steps}: {best} {printed}");
+    }
     for steps in multihop::STEPS {
         for number in 0..200 {
             let sample = multihop::sample(&filler, &mut Draws::of(SEED, 8, number), steps);
@@ -381,6 +398,23 @@ fn what_a_tokenizer_cannot_write_and_impossible_cells_are_refused_by_name() {
         CharTokenizer::train(["abcdefghijklmnopqrstuvwxyz .,ABCDEFGHIJKLMNOPQRSTUVWXYZ"], SpecialTokens::none())
             .unwrap(),
     );
+    // Before any text is asked: one that lacks digits, one that lacks a single letter of names, and one that lacks nothing.
+    let without = |missing: char| {
+        let all = "abcdefghijklmnopqrstuvwxyz .,:ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789".replace(missing, "");
+        Tokenizer::Char(CharTokenizer::train([all.as_str()], SpecialTokens::none()).unwrap())
+    };
+    let named = |result: lynx_gpu::Result<()>| {
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains("runs/third") && message.contains("byte"), "{message}");
+    };
+    for missing in ['7', 'R', 'v'] {
+        named(recall::check(&without(missing), "runs/third", &filler));
+    }
+    for missing in ['3', 'R', 'v', ':'] {
+        named(multihop::check(&without(missing), "runs/third", &filler));
+    }
+    recall::check(&without('!'), "runs/fine", &filler).unwrap();
+    multihop::check(&without('!'), "runs/fine", &filler).unwrap();
     let options = recall::Options { n: 1, distances: vec![16], ..Default::default() };
     let message = recall::run(&mut model, "runs/letters", &options, &filler, &mut |_, _| {}).unwrap_err().to_string();
     assert!(["runs/letters", "tokenizer.kind", "byte"].iter().all(|word| message.contains(word)), "{message}");
@@ -485,13 +519,20 @@ fn each_battery_runs_on_trained_models_side_by_side() {
         (hops["filler"].as_str(), hops["models"][1]["result"][2]["steps"].as_u64()),
         (Some("book.txt"), Some(3))
     );
-    // The command without a battery is as it was.
+    // The command without a battery is as it was, and a byte order mark is no text.
+    let lost = |text: &str| {
+        std::fs::write(dir.join("other.txt"), text).unwrap();
+        json(&["eval", "carried", "--no-ngram", "--device", "cpu", "--data", "other.txt", "--json"])
+    };
+    assert_eq!(lost("It was a dark night."), lost("\u{feff}It was a dark night."));
     assert!(good(&["eval", "carried", "--no-ngram", "--device", "cpu"]).contains("bits/byte"));
     for (args, words) in [
         (&["eval", "recall", "carried", "--facts", "0"][..], "--facts 0"),
         (&["eval", "iq", "nothing-here"], "nothing-here"),
         (&["eval", "multihop", "carried", "--text", "none.txt"], "none.txt"),
         (&["eval", "iq", "carried", "-n", "0"], "--n 0"),
+        (&["eval", "recall", "carried", "--out", "book.txt/result.json"], "book.txt"),
+        (&["eval", "multihop", "carried", "--out", "mix"], "mix: this is a folder"),
     ] {
         let (fine, _, err) = lynx(dir, args);
         assert!(!fine && err.contains(words), "{args:?}: {err}");

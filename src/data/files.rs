@@ -40,6 +40,20 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Sees that [`write_atomic`] can write `path`, before what is to be written takes its time. The folder is created.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let fail = |message: &str| Err(Error::Io { path: path.to_path_buf(), message: message.into() });
+    if path.is_dir() {
+        return fail("this is a folder; name a file in it");
+    }
+    if path.file_name().is_none() {
+        return fail("this is not a file name (give a path that ends in a name)");
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    tempfile::NamedTempFile::new_in(folder).map(|_| ()).map_err(|e| Error::io(folder, e))
+}
+
 /// JSON for people to read, with a line end.
 pub fn pretty(value: &serde_json::Value) -> String {
     serde_json::to_string_pretty(value).expect("a JSON value is valid JSON") + "\n"
@@ -72,6 +86,19 @@ pub fn read_utf8(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_said_beforehand_and_what_can_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("new/result.json");
+        check_writable(&inside).unwrap();
+        assert_eq!(std::fs::read_dir(inside.parent().unwrap()).unwrap().count(), 0);
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        for wrong in [folder.path().to_path_buf(), folder.path().join("file/result.json"), PathBuf::from("/")] {
+            let error = check_writable(&wrong).unwrap_err();
+            assert_eq!(error.exit_code(), 7, "{error}");
+        }
+    }
 
     #[test]
     fn invalid_utf8_is_reported_with_offset_and_line() {

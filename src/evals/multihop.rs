@@ -5,8 +5,9 @@ use super::filler::Filler;
 use super::{Proportion, STREAM, continuations, follow};
 use crate::data::logic_mix::Split;
 use crate::data::logic_mix::draws::Draws;
-use crate::data::logic_mix::recall::names;
+use crate::data::logic_mix::recall::{every_letter, names};
 use crate::infer::NextToken;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use serde::Serialize;
 
@@ -17,8 +18,16 @@ pub const FILLER: usize = 900;
 pub const STEPS: [usize; 3] = [1, 2, 3];
 /// Chains for each number of steps.
 pub const CHAINS: usize = 200;
-/// Of naming one of the six names that are not the start.
-pub const CHANCE: f64 = 1.0 / (NAMES - 1) as f64;
+
+/// What the best guesser gets who knows the form, and of each name whether it gives and receives, but follows no fact: more than one
+/// in six, because a chain has ends. Its first name never receives, so it is no answer; its last never gives, and is the answer for
+/// one of the `NAMES - steps` starts.
+pub fn chance(steps: usize) -> f64 {
+    let starts = (NAMES - steps) as f64;
+    // From the first name: any of those in the middle, alike. From another: the last is right for one of the starts left, and no name
+    // in the middle more often, of which the other starts have NAMES - 3 to share.
+    (1.0 / (NAMES - 2) as f64 + 1.0) / starts
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Options {
@@ -62,11 +71,11 @@ pub fn sample(filler: &Filler, draws: &mut Draws, steps: usize) -> Sample {
     for (&link, &place) in order.iter().zip(&places) {
         prompt += &text[done..place];
         done = place;
-        prompt += &format!("{} gives the key to {}. ", chain[link as usize], chain[link as usize + 1]);
+        prompt += &fact(&chain[link as usize], &chain[link as usize + 1]);
     }
     prompt += &text[done..];
     let start = draws.below((NAMES - steps) as u64) as usize;
-    prompt += &format!("Start at {}, {steps} steps: ", chain[start]);
+    prompt += &query(&chain[start], steps);
     let last = chain[start + steps].clone();
     chain.remove(start);
     chain.sort_unstable();
@@ -82,6 +91,22 @@ pub struct Row {
     pub choice: Proportion,
     /// Greedy decoding writes the right name.
     pub exact: Proportion,
+}
+
+/// Whether a tokenizer can write what this battery asks: facts about names of every letter, every query, and filler.
+pub fn check(tokenizer: &Tokenizer, name: &str, filler: &Filler) -> Result<()> {
+    filler.readable(tokenizer)?;
+    let names = every_letter();
+    let told: String = names.iter().map(|n| fact(n, n)).chain(STEPS.map(|steps| query(&names[0], steps))).collect();
+    super::encode(tokenizer, name, &told).map(|_| ())
+}
+
+fn fact(giver: &str, receiver: &str) -> String {
+    format!("{giver} gives the key to {receiver}. ")
+}
+
+fn query(start: &str, steps: usize) -> String {
+    format!("Start at {start}, {steps} steps: ")
 }
 
 /// Asks a model; `name` stands in messages. `progress` is told how many chains are done, and of how many.

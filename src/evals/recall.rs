@@ -9,8 +9,9 @@ use super::filler::Filler;
 use super::{Proportion, STREAM, continuations, follow};
 use crate::data::logic_mix::Split;
 use crate::data::logic_mix::draws::Draws;
-use crate::data::logic_mix::recall::{BEFORE_CODE, FACT, code, fact, names, query};
+use crate::data::logic_mix::recall::{BEFORE_CODE, FACT, code, every_letter, fact, names, query};
 use crate::infer::NextToken;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use serde::Serialize;
 
@@ -187,6 +188,13 @@ fn score<'a>(marks: impl Iterator<Item = &'a Mark> + Clone) -> Score {
         digits: Proportion::new(digits, 4 * n),
         nats_per_digit: nats / (4 * n).max(1) as f64,
     }
+}
+
+/// Whether a tokenizer can write what this battery asks: facts about names of every letter with every digit, a query, and filler.
+pub fn check(tokenizer: &Tokenizer, name: &str, filler: &Filler) -> Result<()> {
+    filler.readable(tokenizer)?;
+    let told: String = every_letter().iter().map(|n| fact(n, "0123456789") + &query(n)).collect();
+    super::encode(tokenizer, name, &told).map(|_| ())
 }
 
 /// Asks a model; `name` stands in messages. `progress` is told how many texts are done, and of how many.

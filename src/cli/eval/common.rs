@@ -2,7 +2,7 @@
 
 use crate::cli::checkpoint::{Opened, newest_run};
 use crate::cli::report;
-use crate::data::files::{pretty, write_atomic};
+use crate::data::files::{check_writable, pretty, write_atomic};
 use crate::device::choose;
 use crate::models::Session;
 use crate::ops::workloads::workloads;
@@ -36,7 +36,11 @@ pub struct Asked {
 }
 
 impl ModelArgs {
+    /// Opens every model, after a look at whether the result can be written.
     pub fn open(&self) -> Result<Vec<Asked>> {
+        if let Some(path) = &self.out {
+            check_writable(path)?;
+        }
         let paths = if self.models.is_empty() { vec![newest_run()?] } else { self.models.clone() };
         let opened = paths.iter().map(|path| Opened::find(path, self.last)).collect::<Result<Vec<_>>>()?;
         let chosen = choose::choose(&self.device, workloads)?;

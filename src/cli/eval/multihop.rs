@@ -1,10 +1,10 @@
 //! `lynx-gpu eval multihop`: chains of facts.
 
 use super::common::{ModelArgs, progress, to_value};
-use crate::Result;
 use crate::evals::filler::Filler;
-use crate::evals::multihop::{self, CHANCE, Options, Row};
+use crate::evals::multihop::{self, Options, Row, chance};
 use serde_json::json;
+use crate::{Error, Result};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -29,7 +29,13 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         Some(path) => Filler::read(path)?,
         None => Filler::generated(args.seed),
     };
+    if options.n == 0 {
+        return Err(Error::Config("--n 0: give at least one chain for each number of steps".into()));
+    }
     let mut asked = args.models.open()?;
+    for a in &asked {
+        multihop::check(&a.opened.tokenizer, &a.name, &filler)?;
+    }
     let (mut described, mut results) = (vec![], vec![]);
     for a in &mut asked {
         let rows = multihop::run(&mut a.session, &a.name, &options, &filler, &mut progress("multihop"))?;
@@ -38,15 +44,16 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         described.push(model);
         results.push((a.name.clone(), rows));
     }
-    let result = json!({ "options": to_value(&options)?, "filler": filler.about, "chance": { "choice": CHANCE } });
+    let chances: Vec<_> = multihop::STEPS.map(|steps| json!({ "steps": steps, "rate": chance(steps) })).into();
+    let result = json!({ "options": to_value(&options)?, "filler": filler.about, "chance": { "choice": chances } });
     args.models.finish("multihop", &described, result, json, || print(&options, &filler, &results))
 }
 
 fn print(options: &Options, filler: &Filler, results: &[(String, Vec<Row>)]) {
     println!("facts told in {}; {} chains a row, seed {}", filler.about, options.n, options.seed);
     println!("{:>6}  {:>22}  {:>22}  model", "steps", "of six names", "name written");
-    println!("{:>6}  {:>20.1} %  {:>22}  guessing", "", 100.0 * CHANCE, "-");
     for steps in multihop::STEPS {
+        println!("{steps:>6}  {:>20.1} %  {:>22}  guessing", 100.0 * chance(steps), "-");
         for (name, rows) in results {
             for row in rows.iter().filter(|row| row.steps == steps) {
                 println!("{steps:>6}  {:>22}  {:>22}  {name}", row.choice, row.exact);

@@ -47,6 +47,9 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         None => Filler::generated(args.seed),
     };
     let mut asked = args.models.open()?;
+    for a in &asked {
+        recall::check(&a.opened.tokenizer, &a.name, &filler)?;
+    }
     let (mut about, mut reports) = (vec![], vec![]);
     for a in &mut asked {
         let report = recall::run(&mut a.session, &a.name, &options, &filler, &mut progress("recall"))?;

@@ -30,6 +30,17 @@ pub fn name(draws: &mut Draws) -> String {
     name
 }
 
+/// Names with every letter that a name can have, at its start and inside.
+pub fn every_letter() -> Vec<String> {
+    let of = |(i, &consonant): (usize, &u8)| {
+        let vowel = |more: usize| char::from(VOWELS[(i + more) % VOWELS.len()]);
+        let inner = char::from(consonant);
+        let first = inner.to_ascii_uppercase();
+        format!("{first}{}{inner}{}{inner}{}", vowel(0), vowel(1), vowel(2))
+    };
+    CONSONANTS.iter().enumerate().map(of).collect()
+}
+
 /// Different names of a split: class by name, as of any problem.
 pub fn names(draws: &mut Draws, n: usize, split: Split) -> Vec<String> {
     let mut names: Vec<String> = vec![];
