@@ -191,7 +191,9 @@ fn row_report(table: &Table, r: usize, all: Vec<Results>) -> RowReport {
         title: row.title.clone(),
         note: row.note.clone(),
         base: portable(&first.base),
-        data: Path::new(&data.text.name).file_name().map_or(data.text.name.clone(), |n| n.to_string_lossy().into_owned()),
+        data: Path::new(&data.text.name)
+            .file_name()
+            .map_or(data.text.name.clone(), |n| n.to_string_lossy().into_owned()),
         data_sha256: data.text.fingerprint(),
         steps: first.config.train.steps,
         baseline: row.baseline.clone(),

@@ -3,8 +3,8 @@
 use super::common::{ModelArgs, progress, to_value};
 use crate::evals::filler::Filler;
 use crate::evals::multihop::{self, Options, Row, chance};
-use serde_json::json;
 use crate::{Error, Result};
+use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
