@@ -114,16 +114,15 @@ fn pieces_of_a_text_give_what_the_whole_gives() {
     }
 }
 
-/// The same at the largest size, where it is affordable: one version with each kind of state.
+/// The same at the largest size: the versions that have between them each kind of state.
 #[test]
 fn pieces_give_the_whole_at_full_size() {
-    let tokens = random(300, 65, 6);
+    let tokens = random(700, 65, 6);
     for version in ["v2.5", "v3.1"] {
         let preset = format!("coeus-{version}-nano");
-        let sets = ["model.layers=2"];
-        let whole = whole(&preset, &sets, &tokens, 3);
-        let mut session = session(&preset, &sets, Device::Cpu, 3);
-        for lengths in [&[128][..], &[1, 130, 7]] {
+        let whole = whole(&preset, &[], &tokens, 3);
+        let mut session = session(&preset, &[], Device::Cpu, 3);
+        for lengths in [&[1][..], &[7], &[128], &[512], &[1, 130, 7]] {
             pieces_give_what_the_whole_gives(&mut session, &whole, &tokens, lengths);
         }
     }
@@ -248,9 +247,23 @@ fn states_of_other_models_versions_and_kinds_are_refused() {
     assert!(other_weights.contains("another model"), "{other_weights}");
     let other_version = refusal(&mut session("coeus-v3.0-tiny", &[], Device::Cpu, 3), &path);
     assert!(other_version.contains("another model"), "{other_version}");
+    // Not a weight, and not in the one line that describes a model, but another function.
+    let mut rotated = session("coeus-v2.5-tiny", &["model.rope_base=100"], Device::Cpu, 3);
+    let other_rotation = refusal(&mut rotated, &path);
+    assert!(other_rotation.contains("another model"), "{other_rotation}");
     // What was read before a refusal stays read.
     let before = model.advance(&[]).unwrap();
     let bytes = std::fs::read(&path).unwrap();
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    let digits = bytes.windows(15).position(|w| w == b"\"position\":\"20\"").unwrap() + 12;
+    let mut moved = bytes.clone();
+    moved[digits] = b'9';
+    for wrong in [flipped, moved] {
+        std::fs::write(&path, &wrong).unwrap();
+        let text = refusal(&mut model, &path);
+        assert!(text.contains("does not hold what was written"), "{text}");
+    }
     let at = bytes.windows(11).position(|w| w == b"\"version\":\"").unwrap() + 11;
     let mut newer = bytes.clone();
     newer[at] = b'9';

@@ -153,8 +153,8 @@ impl Chat {
     fn answer(&mut self, message: &str) -> Result<()> {
         let begun = Instant::now();
         let first = self.session.position() == 0;
-        // Checked before any of it is read.
-        self.session.tokenizer().encode(&self.template.wrap(message))?;
+        // Checked before any of it is read, and as it was typed.
+        self.session.tokenizer().encode(message)?;
         let (json, interrupted) = (self.json, Arc::clone(&self.interrupted));
         let mut leading = true;
         let mut on_text = |piece: &str| {

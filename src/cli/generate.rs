@@ -70,16 +70,24 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     };
     let mut session = opened.session(chosen.device)?;
     let mut results = Vec::new();
+    let mut read_once = None;
     for index in 0..args.samples {
         let sampling = Sampling { seed: args.seed.wrapping_add(index), ..sampling };
         let begun = Instant::now();
-        match &args.state {
-            Some(path) => {
-                session.load_text_state(path)?;
+        match read_once.clone() {
+            Some(state) => session.set_text_state(state)?,
+            None => {
+                match &args.state {
+                    Some(path) => {
+                        session.load_text_state(path)?;
+                    }
+                    None => session.restart()?,
+                }
+                session.advance(&ids)?;
+                // Other samples begin where this one does; a model without a state has little to read again.
+                read_once = if args.samples > 1 { session.text_state().ok() } else { None };
             }
-            None => session.restart()?,
         }
-        session.advance(&ids)?;
         let read = session.position();
         let reading = begun.elapsed().as_secs_f64();
         if let Some(path) = args.save_state.as_ref().filter(|_| index == 0) {

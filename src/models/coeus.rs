@@ -12,6 +12,7 @@ use crate::config::{CoeusConfig, ForgetGate, Fusion, LocalMode, Positions, Recur
 use crate::graph::Value;
 use crate::nn::{Builder, Feed, FeedForward, Init};
 use crate::ops::attention::Attention as AttentionOp;
+use crate::ops::form::Form;
 use crate::ops::rope::{Layout, rope_tables};
 use crate::tensor::HostTensor;
 
@@ -327,6 +328,11 @@ impl LanguageModel for Coeus {
             "coeus: {} layers, {} heads, width {}, {recurrence}, window {}, context {}, vocabulary {}",
             c.layers, c.heads, c.width, c.window, c.context, c.vocab_size
         )
+    }
+    fn identity(&self) -> String {
+        // Forms of a recurrence differ by roundings only.
+        let config = CoeusConfig { backend: Form::Auto, dropout: 0.0, ..self.config.clone() };
+        format!("coeus {config:?}")
     }
     fn vocab_size(&self) -> usize {
         self.config.vocab_size

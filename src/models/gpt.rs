@@ -122,6 +122,9 @@ impl LanguageModel for Gpt {
         let (l, h, w, t, v) = (c.layers, c.heads, c.width, c.context, c.vocab_size);
         format!("gpt: {l} layers, {h} heads, width {w}, context {t}, vocabulary {v}")
     }
+    fn identity(&self) -> String {
+        format!("gpt {:?}", self.config)
+    }
     fn vocab_size(&self) -> usize {
         self.config.vocab_size
     }

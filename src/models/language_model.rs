@@ -7,6 +7,8 @@ use crate::nn::{Builder, Parameter};
 pub trait LanguageModel: Send {
     /// One line, for example "gpt, 2 layers, width 64".
     fn summary(&self) -> String;
+    /// Everything that decides what the weights compute, as text: a saved state belongs to one of these.
+    fn identity(&self) -> String;
     fn vocab_size(&self) -> usize;
     /// Longest sequence in tokens.
     fn context(&self) -> usize;

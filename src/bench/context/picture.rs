@@ -34,6 +34,7 @@ fn draw(report: &ContextReport) -> std::result::Result<String, Box<dyn std::erro
         let mut chart = ChartBuilder::on(&root)
             .caption("Memory against the length of the text", words(20))
             .margin(12)
+            .margin_right(36)
             .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d((shortest..longest).log_scale(), (low..high).log_scale())?;
@@ -48,11 +49,13 @@ fn draw(report: &ContextReport) -> std::result::Result<String, Box<dyn std::erro
             .y_desc("MB")
             .x_label_formatter(&|v| format!("{v:.0}"))
             .y_label_formatter(&|v| format!("{v:.0}"))
+            .y_labels(6)
             .draw()?;
+        // Ours last, over the others.
         let series = [
-            ("this program, measured", &ours, OURS, true),
-            ("published for version 2.5, its own program", &published, OTHERS, true),
             ("weights and a cache of all keys and values, computed", &cache, CACHE, false),
+            ("published for version 2.5, its own program", &published, OTHERS, true),
+            ("this program, measured", &ours, OURS, true),
         ];
         for (name, points, colour, dots) in series {
             let style = colour.stroke_width(2);

@@ -60,7 +60,9 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         ModelConfig::Coeus(c) => (c.layers, c.width),
     };
     let mut report = context::measure(&mut session, &lengths, shape, &mut spinner)?;
-    if let Some((name, tokens)) = text {
+    if let Some((name, mut tokens)) = text {
+        // As far as a table of positions goes; one more token is the last target.
+        tokens.truncate(session.model().last_position().map_or(usize::MAX, |limit| limit + 1));
         report.stretches = context::loss_by_position(&mut session, &tokens)?;
         report.text = Some(name);
     }

@@ -48,7 +48,8 @@ impl Carried {
     }
 }
 
-/// A text that was read, as it can be put aside and taken up again: see `infer::state_file`.
+/// A text that was read, as it can be put aside and taken up again: see `state_file`.
+#[derive(Clone, Debug)]
 pub struct TextState {
     /// Tokens read.
     pub position: u64,

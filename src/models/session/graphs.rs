@@ -43,15 +43,19 @@ fn forward(model: &dyn LanguageModel, (batch, time): (usize, usize), training: b
 
 /// Logits of more bytes than this are made in blocks of rows.
 const MOST_LOGITS: usize = 128 << 20;
-/// Rows of a block, unless these too have more than `MOST_LOGITS`.
+/// Rows of a block at least, unless these too have more than `MOST_LOGITS`; more where they have less than a quarter of it.
 const BLOCK_ROWS: usize = 512;
+/// A graph does not grow with the batch.
+const MOST_BLOCKS: usize = 64;
 
 /// Hidden states [N, width] and targets [N] to the negative log-likelihood of every row, [N]. Where the logits of all rows would be large
 /// they are made block by block, and again block by block in the backward pass: those of one block are in memory at a time, for a third
 /// more work in the head.
 fn log_losses(model: &dyn LanguageModel, b: &mut Builder, hidden: Value, targets: Value) -> Result<Value> {
     let (rows, row_bytes) = (b.graph.shape(hidden)[0], 4 * model.vocab_size());
-    let block = (MOST_LOGITS / row_bytes.max(1) / 64 * 64).clamp(64, BLOCK_ROWS);
+    let within = |bytes: usize| bytes / row_bytes.max(1) / 64 * 64;
+    let block =
+        within(MOST_LOGITS / 4).max(BLOCK_ROWS).min(within(MOST_LOGITS)).max(64).max(rows.div_ceil(MOST_BLOCKS));
     if rows.saturating_mul(row_bytes) <= MOST_LOGITS || rows <= block {
         let logits = model.head(b, hidden)?;
         b.graph.output("logits", logits);

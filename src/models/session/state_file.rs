@@ -22,11 +22,24 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> Error {
     Error::Checkpoint(format!("{}: {what}", path.display()))
 }
 
+/// SHA-256 (hex) over what a file says: the position and every tensor.
+fn digest<'a>(position: u64, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut tensors: Vec<_> = tensors.collect();
+    tensors.sort_unstable();
+    let mut hasher = Sha256::new();
+    hasher.update(position.to_le_bytes());
+    for (name, bytes) in tensors {
+        hasher.update(name);
+        hasher.update(bytes);
+    }
+    hex(&hasher.finalize())
+}
+
 impl Session {
-    /// SHA-256 over the model's description, its tokenizer and its weights: a state belongs to one model.
+    /// SHA-256 over the model's shape and options, its tokenizer and its weights: a state belongs to one model.
     fn fingerprint(&self) -> Result<String> {
         let mut hasher = Sha256::new();
-        hasher.update(self.model.summary());
+        hasher.update(self.model.identity());
         hasher.update(self.tokenizer.fingerprint());
         for p in &self.parameters {
             hasher.update(&p.name);
@@ -38,19 +51,20 @@ impl Session {
     /// Writes the state after the text read so far.
     pub fn save_text_state(&mut self, path: &Path) -> Result<()> {
         let TextState { position, newest, logits, states } = self.text_state()?;
-        let metadata = HashMap::from([
-            ("kind".into(), KIND.into()),
-            ("version".into(), VERSION.into()),
-            ("model".into(), self.fingerprint()?),
-            ("summary".into(), self.model.summary()),
-            ("position".into(), position.to_string()),
-        ]);
         let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> =
             states.into_iter().map(|(name, t)| (name, Dtype::F32, t.shape.clone(), t.to_bytes().to_vec())).collect();
         let bytes = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
         tensors.push((LOGITS.into(), Dtype::F32, vec![logits.len()], bytes));
         let bytes = newest.iter().flat_map(|v| v.to_le_bytes()).collect();
         tensors.push((NEWEST.into(), Dtype::U32, vec![newest.len()], bytes));
+        let metadata = HashMap::from([
+            ("kind".into(), KIND.into()),
+            ("version".into(), VERSION.into()),
+            ("model".into(), self.fingerprint()?),
+            ("summary".into(), self.model.summary()),
+            ("position".into(), position.to_string()),
+            ("sha256".into(), digest(position, tensors.iter().map(|(name, _, _, bytes)| (name.as_str(), &bytes[..])))),
+        ]);
         let views: Vec<(&str, TensorView)> = tensors
             .iter()
             .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
@@ -95,7 +109,12 @@ impl Session {
                 ),
             ));
         }
-        let position = get("position").parse().map_err(|_| damaged(path, "has no position"))?;
+        let position = get("position").parse().ok().filter(|p| *p < 1 << 53);
+        let position: u64 = position.ok_or_else(|| damaged(path, "has no position in the text"))?;
+        let tensors = file.tensors();
+        if get("sha256") != digest(position, tensors.iter().map(|(name, view)| (name.as_str(), view.data()))) {
+            return Err(damaged(path, "does not hold what was written to it: read the text again"));
+        }
         let raw = |name: &str, dtype: Dtype| {
             let view = file.tensor(name).map_err(|_| damaged(path, format!("has no '{name}'")))?;
             if view.dtype() != dtype {
@@ -122,7 +141,10 @@ impl Session {
         if logits.len() != self.model.vocab_size() {
             return Err(damaged(path, format!("{} logits for {} tokens", logits.len(), self.model.vocab_size())));
         }
-        let newest = words(raw(NEWEST, Dtype::U32)?.data()).into_iter().map(u32::from_le_bytes).collect();
+        let newest: Vec<u32> = words(raw(NEWEST, Dtype::U32)?.data()).into_iter().map(u32::from_le_bytes).collect();
+        if let Some(id) = newest.iter().find(|id| **id as usize >= self.model.vocab_size()) {
+            return Err(damaged(path, format!("token {id} is outside the vocabulary of {}", self.model.vocab_size())));
+        }
         self.set_text_state(TextState { position, newest, logits, states })?;
         Ok(position)
     }
