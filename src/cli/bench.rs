@@ -5,6 +5,7 @@ mod context;
 mod forms;
 
 use crate::bench::{self, Options, Progress, Report, chart, compare, describe, schema, table, terminal, throughput};
+use crate::data::files::check_folder_writable;
 use crate::{Error, Result, cache};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -109,7 +110,7 @@ fn tokens(args: ModelArgs, json: bool) -> Result<()> {
 
 fn roofline(args: ModelArgs, json: bool) -> Result<()> {
     // Before minutes of measuring.
-    writable(&args.out)?;
+    check_folder_writable(&args.out)?;
     let old = args.compare.as_deref().map(schema::read).transpose()?;
     let mut written = Vec::new();
     let report = match &args.from {
@@ -169,12 +170,6 @@ impl Page {
 
 fn to_json(report: &Report) -> Result<String> {
     serde_json::to_string_pretty(report).map_err(|e| Error::Failed(format!("cannot write JSON: {e}")))
-}
-
-/// Makes the folder and sees that files can be made in it.
-fn writable(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    tempfile::NamedTempFile::new_in(folder).map(|_| ()).map_err(|e| Error::io(folder, e))
 }
 
 /// One line that says what is being measured; nothing when nobody watches.

@@ -1,6 +1,7 @@
 //! `lynx-gpu chat`: a conversation with a trained model. Its state is carried from message to message, so that no message is read twice.
 
 use super::checkpoint::{Opened, newest_run};
+use super::sampling::SamplingArgs;
 use crate::device::choose;
 use crate::infer::chat::{Template, answer};
 use crate::infer::{NextToken, Sampling};
@@ -21,17 +22,8 @@ pub struct Args {
     /// Longest answer in tokens
     #[arg(short = 'n', long, default_value_t = 512)]
     tokens: usize,
-    /// 0 takes the most likely token; higher is bolder
-    #[arg(short, long, default_value_t = 0.8, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Draw from the K most likely tokens only (0: all)
-    #[arg(long, default_value_t = 0, value_name = "K")]
-    top_k: usize,
-    /// Draw from the fewest tokens that hold this much probability
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
-    top_p: f64,
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// How a message becomes text; `\n` ends a line
     #[arg(long, default_value = "User: {message}\\nCoeus:", value_name = "TEXT")]
     template: String,
@@ -66,8 +58,7 @@ struct Chat {
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
-    sampling.validate()?;
+    let sampling = args.sampling.checked()?;
     let template = Template::parse(&args.template, &args.stop)?;
     let path = match args.model {
         Some(path) => path,

@@ -1,7 +1,9 @@
 //! `lynx-gpu generate`: continues a prompt with a trained model.
 
 use super::checkpoint::{Opened, newest_run};
+use super::sampling::SamplingArgs;
 use crate::Result;
+use crate::data::files::check_writable;
 use crate::device::choose;
 use crate::infer::{self, NextToken, Sampling};
 use crate::ops::workloads::workloads;
@@ -30,17 +32,8 @@ pub struct Args {
     /// Longest continuation in tokens
     #[arg(short = 'n', long, default_value_t = 200)]
     tokens: usize,
-    /// 0 takes the most likely token; higher is bolder
-    #[arg(short, long, default_value_t = 0.8, allow_negative_numbers = true)]
-    temperature: f64,
-    /// Draw from the K most likely tokens only (0: all)
-    #[arg(long, default_value_t = 0, value_name = "K")]
-    top_k: usize,
-    /// Draw from the fewest tokens that hold this much probability
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
-    top_p: f64,
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// How many continuations
     #[arg(long, default_value_t = 1, value_name = "N")]
     samples: u64,
@@ -53,8 +46,11 @@ pub struct Args {
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
-    sampling.validate()?;
+    let sampling = args.sampling.checked()?;
+    if let Some(path) = &args.save_state {
+        // Before a long text is read.
+        check_writable(path)?;
+    }
     let path = match args.model {
         Some(path) => path,
         None => newest_run()?,
@@ -72,7 +68,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let mut results = Vec::new();
     let mut read_once = None;
     for index in 0..args.samples {
-        let sampling = Sampling { seed: args.seed.wrapping_add(index), ..sampling };
+        let sampling = Sampling { seed: sampling.seed.wrapping_add(index), ..sampling };
         let begun = Instant::now();
         match read_once.clone() {
             Some(state) => session.set_text_state(state)?,

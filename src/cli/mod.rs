@@ -10,6 +10,7 @@ pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod report;
+mod sampling;
 mod start;
 pub mod tokenizer;
 pub mod train;

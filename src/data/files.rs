@@ -49,7 +49,11 @@ pub fn check_writable(path: &Path) -> Result<()> {
     if path.file_name().is_none() {
         return fail("this is not a file name (give a path that ends in a name)");
     }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    check_folder_writable(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+/// Makes the folder and sees that files can be made in it.
+pub fn check_folder_writable(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     tempfile::NamedTempFile::new_in(folder).map(|_| ()).map_err(|e| Error::io(folder, e))
 }

@@ -17,7 +17,8 @@ pub trait LanguageModel: Send {
 
     /// Whether `hidden` can carry states from segment to segment (`Builder::carry`), or why not.
     fn carries(&self) -> Result<(), String> {
-        Err("models of this kind carry no state: they read their newest tokens again".into())
+        Err("models of this kind carry no state, they read their newest tokens again: use a coeus model for this"
+            .into())
     }
 
     /// Where the positions that a carried text can have end.

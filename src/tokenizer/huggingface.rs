@@ -230,10 +230,7 @@ pub(super) fn recognise(value: &Value) -> Option<Tokenizer> {
     }
 }
 
-/// Indented JSON with a final line end.
-pub(super) fn pretty(value: &Value) -> String {
-    serde_json::to_string_pretty(value).expect("a JSON value is valid JSON") + "\n"
-}
+pub(super) use crate::data::files::pretty;
 
 /// One line of JSON with sorted keys, whatever order the map type keeps.
 pub(super) fn canonical(value: &Value) -> String {

@@ -1,10 +1,11 @@
 //! `lynx-gpu bench context`: texts of growing length through a model that carries a state.
 
-use super::{Spinner, writable, write};
+use super::{Spinner, write};
 use crate::bench::{context, stand_in};
 use crate::cli::checkpoint::Opened;
 use crate::config::{Config, ModelConfig};
 use crate::data::Cache;
+use crate::data::files::check_folder_writable;
 use crate::device::choose;
 use crate::models::{Session, setup};
 use crate::ops::workloads::workloads;
@@ -49,7 +50,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     lengths.sort_unstable();
     lengths.dedup();
     // Before minutes of measuring.
-    writable(&args.out)?;
+    check_folder_writable(&args.out)?;
     let mut spinner = Spinner::new();
     let (mut session, config, text) = match &args.model {
         Some(path) => trained(path, &args)?,
