@@ -8,6 +8,7 @@ pub mod attention;
 pub mod attention_grad;
 #[cfg(test)]
 mod attention_tests;
+pub mod blocks;
 mod channels;
 pub mod chebyshev;
 #[cfg(test)]

@@ -13,6 +13,8 @@ pub enum FeedForward {
     GeluErf,
     /// Gated unit (x W_gate * sigmoid(x W_gate)) * (x W_up), three matrices (Shazeer, arXiv:2002.05202).
     Swiglu,
+    /// The same with GELU in its tanh form for the gate (Shazeer, arXiv:2002.05202).
+    Geglu,
     /// max(x, 0).
     Relu,
 }
@@ -20,7 +22,7 @@ pub enum FeedForward {
 impl FeedForward {
     /// True when the unit has a gate matrix beside the up projection.
     pub fn is_gated(self) -> bool {
-        self == FeedForward::Swiglu
+        matches!(self, FeedForward::Swiglu | FeedForward::Geglu)
     }
 }
 

@@ -6,12 +6,14 @@
 mod coeus;
 mod document;
 mod gpt;
+mod llama;
 mod presets;
 mod sections;
 pub mod size;
 
 pub use coeus::{CoeusConfig, ForgetGate, Fusion, LocalMode, MemSource, Recurrence};
 pub use gpt::{FeedForward, GptConfig, Init, Norm, Positions, RopeLayout};
+pub use llama::{LlamaConfig, RopeScaling};
 pub use presets::{PRESETS, Preset};
 pub use sections::{
     Batching, DataConfig, OptimizerConfig, OptimizerKind, RunConfig, ScheduleConfig, ScheduleKind, TokenizerConfig,
@@ -29,6 +31,7 @@ use std::path::Path;
 pub enum ModelConfig {
     Gpt(GptConfig),
     Coeus(CoeusConfig),
+    Llama(LlamaConfig),
 }
 
 impl Default for ModelConfig {
@@ -39,13 +42,14 @@ impl Default for ModelConfig {
 
 impl ModelConfig {
     /// Values of `model.kind`.
-    pub const KINDS: [&'static str; 2] = ["gpt", "coeus"];
+    pub const KINDS: [&'static str; 3] = ["gpt", "coeus", "llama"];
 
     /// The defaults of one family; None when there is no such family.
     fn default_of(kind: &str) -> Option<Self> {
         match kind {
             "gpt" => Some(Self::default()),
             "coeus" => Some(ModelConfig::Coeus(CoeusConfig::default())),
+            "llama" => Some(ModelConfig::Llama(LlamaConfig::default())),
             _ => None,
         }
     }
@@ -55,6 +59,7 @@ impl ModelConfig {
         match self {
             ModelConfig::Gpt(gpt) => gpt.context,
             ModelConfig::Coeus(coeus) => coeus.context,
+            ModelConfig::Llama(llama) => llama.context,
         }
     }
 
@@ -63,6 +68,7 @@ impl ModelConfig {
         match self {
             ModelConfig::Gpt(gpt) => gpt.vocab_size,
             ModelConfig::Coeus(coeus) => coeus.vocab_size,
+            ModelConfig::Llama(llama) => llama.vocab_size,
         }
     }
 
@@ -71,6 +77,7 @@ impl ModelConfig {
         match self {
             ModelConfig::Gpt(gpt) => gpt.parameter_count(),
             ModelConfig::Coeus(coeus) => coeus.parameter_count(),
+            ModelConfig::Llama(llama) => llama.parameter_count(),
         }
     }
 
@@ -79,6 +86,7 @@ impl ModelConfig {
         match self {
             ModelConfig::Gpt(gpt) => gpt.ff_width,
             ModelConfig::Coeus(coeus) => coeus.ff_width,
+            ModelConfig::Llama(llama) => llama.ff_width,
         }
     }
 
@@ -87,6 +95,7 @@ impl ModelConfig {
         match self {
             ModelConfig::Gpt(gpt) => gpt.ff_width = width,
             ModelConfig::Coeus(coeus) => coeus.ff_width = width,
+            ModelConfig::Llama(llama) => llama.ff_width = width,
         }
     }
 
@@ -94,6 +103,7 @@ impl ModelConfig {
         match self {
             ModelConfig::Gpt(gpt) => &mut gpt.vocab_size,
             ModelConfig::Coeus(coeus) => &mut coeus.vocab_size,
+            ModelConfig::Llama(llama) => &mut llama.vocab_size,
         }
     }
 
@@ -102,6 +112,7 @@ impl ModelConfig {
         let (vocab_size, ff_width, width) = match self {
             ModelConfig::Gpt(gpt) => (gpt.vocab_size, gpt.ff_width, gpt.width),
             ModelConfig::Coeus(coeus) => (coeus.vocab_size, coeus.ff_width, coeus.width),
+            ModelConfig::Llama(llama) => (llama.vocab_size, llama.ff_width, llama.width),
         };
         vocab_size.max(ff_width).max(width)
     }
@@ -152,6 +163,7 @@ impl Config {
         match &mut self.model {
             ModelConfig::Gpt(gpt) => gpt.resolve(),
             ModelConfig::Coeus(coeus) => coeus.resolve(),
+            ModelConfig::Llama(llama) => llama.resolve(),
         }
         if self.schedule.decay_steps == 0 {
             self.schedule.decay_steps = self.train.steps;
@@ -163,6 +175,7 @@ impl Config {
         match &self.model {
             ModelConfig::Gpt(gpt) => gpt.validate()?,
             ModelConfig::Coeus(coeus) => coeus.validate()?,
+            ModelConfig::Llama(llama) => llama.validate()?,
         }
         self.data.validate()?;
         self.tokenizer.validate()?;

@@ -3,8 +3,10 @@
 pub mod coeus;
 pub mod gpt;
 pub mod language_model;
+pub mod llama;
 pub mod session;
 pub mod setup;
+pub mod weights;
 
 pub use language_model::LanguageModel;
 pub use session::Session;

@@ -2,6 +2,7 @@
 
 use super::coeus::Coeus;
 use super::gpt::Gpt;
+use super::llama::Llama;
 use super::session::{Step, TrainingPlans};
 use super::{LanguageModel, Session};
 use crate::Result;
@@ -14,6 +15,7 @@ pub fn model(config: &ModelConfig) -> Result<Box<dyn LanguageModel>> {
     match config {
         ModelConfig::Gpt(gpt) => Ok(Box::new(Gpt::new(gpt.clone())?)),
         ModelConfig::Coeus(coeus) => Ok(Box::new(Coeus::new(coeus.clone())?)),
+        ModelConfig::Llama(llama) => Ok(Box::new(Llama::new(llama.clone())?)),
     }
 }
 

@@ -17,13 +17,13 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    /// x [.., width] to act(x W_up) W_down, or to (silu(x W_gate) * (x W_up)) W_down when gated (Shazeer 2020).
+    /// x [.., width] to act(x W_up) W_down, or to (act(x W_gate) * (x W_up)) W_down when gated (Shazeer 2020).
     pub fn write(&self, b: &mut Builder, x: Value) -> Result<Value> {
         let up = b.linear("up_proj", x, self.hidden, self.bias, self.init)?;
         let h = match self.kind {
-            Kind::Swiglu => {
+            Kind::Swiglu | Kind::Geglu => {
                 let gate = b.linear("gate_proj", x, self.hidden, self.bias, self.init)?;
-                let gate = b.graph.silu(gate)?;
+                let gate = if self.kind == Kind::Swiglu { b.graph.silu(gate)? } else { b.graph.gelu_tanh(gate)? };
                 b.graph.mul(gate, up)?
             }
             Kind::Gelu => b.graph.gelu_tanh(up)?,

@@ -4,6 +4,7 @@ use super::{Builder, Init};
 use crate::Result;
 use crate::config::Norm;
 use crate::graph::Value;
+use crate::ops::rope::Layout;
 use kernels_cpu::philox::stream;
 
 impl Builder {
@@ -11,13 +12,56 @@ impl Builder {
     pub fn linear(&mut self, name: &str, x: Value, outputs: usize, bias: bool, init: Init) -> Result<Value> {
         self.scoped(name, |b| {
             let inputs = b.graph.shape(x).last().copied().unwrap_or(1);
-            let w = b.parameter("weight", &[outputs, inputs], init)?;
-            let y = b.graph.matmul_t(x, w, false, true)?;
+            let y = b.product("weight", x, [outputs, inputs], init)?;
             if !bias {
                 return Ok(y);
             }
             let bias = b.parameter("bias", &[outputs], Init::Zeros)?;
             b.graph.add(y, bias)
+        })
+    }
+
+    /// x W^T with the matrix `leaf` of the current scope.
+    fn product(&mut self, leaf: &str, x: Value, shape: [usize; 2], init: Init) -> Result<Value> {
+        let w = self.parameter(leaf, &shape, init)?;
+        self.graph.matmul_t(x, w, false, true)
+    }
+
+    /// Rows of the table `weight` [rows, width] of the current scope: ids [..] to [.., width].
+    pub fn embed(&mut self, ids: Value, rows: usize, width: usize, init: Init) -> Result<Value> {
+        let table = self.parameter("weight", &[rows, width], init)?;
+        self.graph.embedding(table, ids)
+    }
+
+    /// Products with every row of the same table: hidden states [N, width] to [N, rows].
+    pub fn unembed(&mut self, hidden: Value, rows: usize, init: Init) -> Result<Value> {
+        let width = self.graph.shape(hidden).last().copied().unwrap_or(1);
+        self.product("weight", hidden, [rows, width], init)
+    }
+
+    /// Rotates queries or keys x [B, T, H, D] by their places in the text.
+    pub fn rope(&mut self, x: Value, cos: Value, sin: Value, layout: Layout) -> Result<Value> {
+        self.graph.rope(x, cos, sin, 0, layout)
+    }
+
+    /// How many positions tables need for `tokens` [B, T] of a text of at most `context` tokens.
+    pub fn positions(&self, tokens: Value, _context: usize) -> usize {
+        self.graph.shape(tokens)[1]
+    }
+
+    /// cap tanh(x / cap): bounded, and almost x near 0 (Gemma 2, arXiv:2408.00118).
+    pub fn softcap(&mut self, x: Value, cap: f64) -> Result<Value> {
+        let small = self.graph.scale(x, (1.0 / cap) as f32)?;
+        let bounded = self.graph.tanh(small)?;
+        self.graph.scale(bounded, cap as f32)
+    }
+
+    /// Root-mean-square norm of the last axis with the gain `weight`, or 1 + `weight` (Gemma).
+    pub fn rms_norm(&mut self, name: &str, x: Value, eps: f64, plus_one: bool) -> Result<Value> {
+        self.scoped(name, |b| {
+            let width = b.graph.shape(x).last().copied().unwrap_or(1);
+            let gain = b.parameter("weight", &[width], if plus_one { Init::Zeros } else { Init::Ones })?;
+            Ok(b.graph.rms_norm(x, gain, eps as f32, plus_one)?.0)
         })
     }
 

@@ -43,6 +43,16 @@ pub fn rope_tables(positions: usize, rot: usize, base: f64) -> (HostTensor, Host
     (HostTensor::f32(&[positions, rot / 2], cos), HostTensor::f32(&[positions, rot / 2], sin))
 }
 
+/// Tables for the pairs whose angles grow by `frequencies` radians a token, times `factor` (computed in f64).
+pub fn rope_tables_of(positions: usize, frequencies: &[f64], factor: f64) -> (HostTensor, HostTensor) {
+    let angle = |i: usize| (i / frequencies.len()) as f64 * frequencies[i % frequencies.len()];
+    let table = |f: fn(f64) -> f64| {
+        let values = (0..positions * frequencies.len()).map(|i| (factor * f(angle(i))) as f32).collect();
+        HostTensor::f32(&[positions, frequencies.len()], values)
+    };
+    (table(f64::cos), table(f64::sin))
+}
+
 impl Rope {
     /// The position of token `t` of batch row `b`; `positions` are the values of the fourth input.
     fn position(&self, source: Source, positions: &[i32], b: usize, t: usize, time: usize) -> i64 {

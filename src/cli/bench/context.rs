@@ -59,6 +59,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let shape = match &config.model {
         ModelConfig::Gpt(c) => (c.layers, c.width),
         ModelConfig::Coeus(c) => (c.layers, c.width),
+        ModelConfig::Llama(c) => (c.layers, c.width),
     };
     let mut report = context::measure(&mut session, &lengths, shape, &mut spinner)?;
     if let Some((name, mut tokens)) = text {

@@ -23,7 +23,7 @@ impl Reach {
     pub fn of(config: &ModelConfig, carries: bool) -> Self {
         let (context, mut parts) = (config.context() as u64, vec![]);
         let mut reach = match config {
-            ModelConfig::Gpt(_) => {
+            ModelConfig::Gpt(_) | ModelConfig::Llama(_) => {
                 Reach { attention: None, memory: None, recurrence: false, limit: None, about: String::new() }
             }
             ModelConfig::Coeus(c) => {
