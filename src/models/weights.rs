@@ -1,7 +1,8 @@
 //! Where a model's weights come from: a file of another program, or a checkpoint of ours.
 
-use crate::Result;
+use crate::{Error, Result};
 use kernels_cpu::blocks::Format;
+use std::ops::Range;
 
 /// One weight as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,22 @@ pub trait WeightSource {
     /// # Errors
     /// A file that cannot be read or is damaged; no such weight.
     fn read(&self, name: &str, into: &mut [u8]) -> Result<()>;
+
+    /// Fills `into` with some of its rows, so that loading needs little memory beside the weight itself. Sources that can read a part of
+    /// a weight should.
+    ///
+    /// # Errors
+    /// As `read`.
+    fn read_rows(&self, name: &str, rows: Range<usize>, into: &mut [u8]) -> Result<()> {
+        let stored =
+            self.find(name).ok_or_else(|| Error::Checkpoint(format!("{}: no weight '{name}'", self.origin())))?;
+        let row = stored.bytes().map_err(|e| Error::Checkpoint(format!("{}: '{name}': {e}", self.origin())))?
+            / stored.rows().0.max(1);
+        let mut whole = vec![0; row * stored.rows().0];
+        self.read(name, &mut whole)?;
+        into.copy_from_slice(&whole[rows.start * row..rows.end * row]);
+        Ok(())
+    }
 
     /// What messages call it: a path.
     fn origin(&self) -> String;
