@@ -249,6 +249,9 @@ impl NextToken for Copier {
         }
         Ok(logits)
     }
+    fn position(&self) -> u64 {
+        self.seen.len() as u64
+    }
 }
 
 fn recalled(model: &mut Copier, distances: &[usize], facts: &[usize], n: usize) -> recall::Report {

@@ -125,6 +125,9 @@ mod tests {
             self.said += 1;
             Ok(logits)
         }
+        fn position(&self) -> u64 {
+            self.read.len() as u64
+        }
     }
 
     fn parrot(says: &str) -> Parrot {

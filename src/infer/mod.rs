@@ -3,7 +3,7 @@
 pub mod chat;
 mod sampling;
 
-pub use sampling::{Sampling, choose};
+pub use sampling::{Sampling, choose, most_likely};
 
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 use crate::{Error, Result};
@@ -20,6 +20,65 @@ pub trait NextToken {
     /// Takes in `tokens` after those it was given before and gives the logits that follow; without tokens, the last ones again. A model
     /// that carries a state reads a text of any length this way; another one looks at the newest `context` tokens.
     fn advance(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
+    /// Tokens read since the beginning of the text.
+    fn position(&self) -> u64;
+
+    /// Forgets all but the first `length` tokens read; reading goes on after them. `rewind(position())` changes nothing and tells whether
+    /// the model can.
+    ///
+    /// # Errors
+    /// The model keeps no past, or `length` is not one of 0 to `position`.
+    fn rewind(&mut self, length: u64) -> Result<()> {
+        Err(Error::Config(format!(
+            "this model cannot go back to its first {length} of {} tokens: it keeps no keys and values of them. Leave out --draft, --draft-ngram and --beams, or use a model with a cache (a llama or gpt model)",
+            self.position()
+        )))
+    }
+
+    /// As [`advance`](Self::advance), with the logits after each of `tokens`.
+    fn advance_each(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        tokens.iter().map(|t| self.advance(&[*t])).collect()
+    }
+
+    /// As [`advance`](Self::advance), for who needs the most likely of the tokenizer's tokens only (of equals the smaller id): a device can
+    /// find it without handing the logits over.
+    fn advance_greedy(&mut self, tokens: &[u32]) -> Result<u32> {
+        let mut logits = self.advance(tokens)?;
+        logits.truncate(self.tokenizer().vocab_size());
+        most_likely(&logits)
+    }
+
+    /// Forgets everything and begins `texts` texts, which are read side by side by [`advance_texts`](Self::advance_texts).
+    ///
+    /// # Errors
+    /// More texts than the model reads at once.
+    fn begin(&mut self, texts: usize) -> Result<()> {
+        if texts != 1 {
+            return Err(Error::Config(format!("this model reads one text at a time, not {texts}: leave out --batch")));
+        }
+        self.restart()
+    }
+
+    /// Takes in each text's new tokens and gives the logits that follow, text by text; a text without new tokens gets an empty row.
+    fn advance_texts(&mut self, tokens: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+        match tokens {
+            [] => Ok(vec![]),
+            [none] if none.is_empty() => Ok(vec![vec![]]),
+            [one] => Ok(vec![self.advance(one)?]),
+            _ => Err(Error::Config(format!("{} texts for a model that reads one at a time", tokens.len()))),
+        }
+    }
+
+    /// Text i of those begun goes on as a copy of what text `from[i]` has read: one place for each text.
+    ///
+    /// # Errors
+    /// The model cannot copy what it has read. `arrange` of 0, 1, 2, .. changes nothing and tells.
+    fn arrange(&mut self, from: &[usize]) -> Result<()> {
+        match from {
+            [0] => Ok(()),
+            _ => Err(Error::Config(format!("this model cannot copy its reading between {} texts", from.len()))),
+        }
+    }
 }
 
 /// What was generated.

@@ -32,17 +32,31 @@ impl Sampling {
     }
 }
 
+fn check(logits: &[f32]) -> Result<()> {
+    match logits.iter().position(|l| !l.is_finite()) {
+        Some(bad) => {
+            Err(Error::Numerics(format!("the logit of token {bad} is {}: the weights are damaged", logits[bad])))
+        }
+        None if logits.is_empty() => Err(Error::Numerics("no logits to choose from".into())),
+        None => Ok(()),
+    }
+}
+
+/// The greatest logit's token, of equals the smaller id.
+pub fn most_likely(logits: &[f32]) -> Result<u32> {
+    check(logits)?;
+    let best = (0..logits.len()).reduce(|best, t| if logits[t] > logits[best] { t } else { best });
+    Ok(best.unwrap_or_default() as u32)
+}
+
 /// The token drawn from `logits` as number `index` of its text: a function of (logits, sampling, index) alone.
 pub fn choose(logits: &[f32], sampling: &Sampling, index: u32) -> Result<u32> {
-    if let Some(bad) = logits.iter().position(|l| !l.is_finite()) {
-        return Err(Error::Numerics(format!("the logit of token {bad} is {}: the weights are damaged", logits[bad])));
+    check(logits)?;
+    if sampling.temperature == 0.0 {
+        return most_likely(logits);
     }
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
     let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    if sampling.temperature == 0.0 {
-        let best = order.iter().copied().min_by(|a, b| by_logit(a, b));
-        return best.ok_or_else(|| Error::Numerics("no logits to choose from".into()));
-    }
     order.sort_by(by_logit);
     if sampling.top_k > 0 {
         order.truncate(sampling.top_k);

@@ -257,6 +257,10 @@ impl NextToken for Session {
         Ok(logits.as_f32().map(<[f32]>::to_vec).unwrap_or_default())
     }
 
+    fn position(&self) -> u64 {
+        self.carried.position
+    }
+
     fn restart(&mut self) -> Result<()> {
         for (name, ty) in &self.carried.states {
             self.store.write(name, &HostTensor::f32(&ty.shape, vec![0.0; ty.elements()]))?;
