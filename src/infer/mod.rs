@@ -22,6 +22,11 @@ pub trait NextToken {
     fn advance(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
     /// Tokens read since the beginning of the text.
     fn position(&self) -> u64;
+    /// How many more tokens `advance` takes in: what is left of a cache or of learned positions, and no end for a model that reads on for
+    /// ever. Of several texts, what each of them surely has.
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
 
     /// Forgets all but the first `length` tokens read; reading goes on after them. `rewind(position())` changes nothing and tells whether
     /// the model can.
