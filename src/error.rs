@@ -69,3 +69,12 @@ impl Error {
         }
     }
 }
+
+impl From<formats::Error> for Error {
+    fn from(error: formats::Error) -> Self {
+        match error {
+            formats::Error::Io { path, source } => Error::io(path, source),
+            other => Error::Checkpoint(other.to_string()),
+        }
+    }
+}

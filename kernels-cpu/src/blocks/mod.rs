@@ -37,6 +37,7 @@ pub enum Format {
 }
 
 /// The 16 levels of NormalFloat4 (Dettmers et al. 2023, QLoRA, appendix E).
+#[allow(clippy::excessive_precision, reason = "the digits that were published")]
 pub const NF4: [f32; 16] = [
     -1.0,
     -0.6961928009986877,
@@ -93,7 +94,7 @@ impl Format {
     /// Bytes of a row of `columns` numbers.
     ///
     /// # Errors
-    /// `columns` is not a whole number of blocks.
+    /// `columns` is not a whole number of blocks, or more than can be counted.
     pub fn row_bytes(self, columns: usize) -> Result<usize, String> {
         let (len, bytes) = match self {
             Format::F32 => (1, 4),
@@ -108,14 +109,16 @@ impl Format {
             Format::Q4K => (256, 144),
             Format::Q5K => (256, 176),
             Format::Q6K => (256, 210),
-            Format::Int8Row => return Ok(4 + columns),
+            Format::Int8Row => {
+                return columns.checked_add(4).ok_or_else(|| format!("rows of {columns} numbers are too long"));
+            }
             Format::Int4Group(n) => (n as usize, 2 + n as usize / 2),
             Format::Nf4 => (64, 34),
         };
         if len == 0 || !columns.is_multiple_of(len) {
             return Err(format!("rows of {columns} numbers are not whole blocks of {len}, which {self} has"));
         }
-        Ok(columns / len * bytes)
+        (columns / len).checked_mul(bytes).ok_or_else(|| format!("rows of {columns} numbers are too long"))
     }
 
     /// The name on the command line and in reports.

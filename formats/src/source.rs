@@ -1,0 +1,118 @@
+//! The bytes of a file that is read: mapped, or in memory.
+
+use crate::{Error, Result};
+use memmap2::Mmap;
+use std::ops::Range;
+use std::path::Path;
+
+/// The bytes of one file, and the name that messages give it.
+#[derive(Debug)]
+pub struct Source {
+    name: String,
+    backing: Backing,
+}
+
+#[derive(Debug)]
+enum Backing {
+    Mapped { map: Mmap, file: std::fs::File },
+    Owned(Vec<u8>),
+}
+
+impl Source {
+    /// Maps the file at `path`. Another program that shortens the file while it is mapped ends this one when the missing pages are
+    /// touched; replacing it by renaming, as the writers of this crate do, is safe.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; also for a folder.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let io = |e| Error::io(path, e);
+        let file = std::fs::File::open(path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
+        if !meta.is_file() {
+            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
+        }
+        let name = path.display().to_string();
+        if meta.len() == 0 {
+            // Linux maps no empty files
+            return Ok(Source { name, backing: Backing::Owned(Vec::new()) });
+        }
+        // SAFETY: the map is only read. That no other program writes the file meanwhile is the documented condition of use.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        Ok(Source { name, backing: Backing::Mapped { map, file } })
+    }
+
+    /// Bytes in memory, called `name` in messages.
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Self {
+        Source { name: name.into(), backing: Backing::Owned(bytes) }
+    }
+
+    /// What messages call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        match &self.backing {
+            Backing::Mapped { map, .. } => map,
+            Backing::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Copies the bytes from `offset` on into `into`, by a positioned read where there is a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Damaged`] if the range ends beyond the file.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(into.len() as u64).filter(|&end| end <= self.bytes().len() as u64);
+        if end.is_none() {
+            let what = format!("{} bytes were asked for, beyond the end of the file", into.len());
+            return Err(Error::damaged(&self.name, offset, what));
+        }
+        match &self.backing {
+            Backing::Mapped { file, .. } => read_exact_at(file, offset, into).map_err(|e| Error::io(&self.name, e)),
+            Backing::Owned(bytes) => {
+                into.copy_from_slice(&bytes[offset as usize..][..into.len()]);
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells the system that pages of the map are not needed for now: they leave this process's memory and are read again if touched.
+    pub fn release(&self, range: Range<u64>) {
+        #[cfg(unix)]
+        if let Backing::Mapped { map, .. } = &self.backing {
+            let end = range.end.min(map.len() as u64);
+            if range.start < end {
+                // SAFETY: the map is shared and read-only, so dropped pages come back with the same bytes. A refusal changes nothing.
+                let _ = unsafe {
+                    map.unchecked_advise_range(
+                        memmap2::UncheckedAdvice::DontNeed,
+                        range.start as usize,
+                        (end - range.start) as usize,
+                    )
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &std::fs::File, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &std::fs::File, mut offset: u64, mut into: &mut [u8]) -> std::io::Result<()> {
+    while !into.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, into, offset)?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        offset += n as u64;
+        into = &mut into[n..];
+    }
+    Ok(())
+}
