@@ -1,6 +1,7 @@
 //! Models: functions that write graphs from a config, and what trains and runs them on a device.
 
 pub mod coeus;
+pub mod files;
 pub mod gpt;
 pub mod language_model;
 pub mod llama;

@@ -1,0 +1,86 @@
+//! GGUF files as tensors, and as models.
+
+use super::gguf_config::{self, Architecture};
+use super::links::{LinkedWeights, Table, Tensors};
+use super::{FileFormat, ModelFile, tables};
+use crate::config::ModelConfig;
+use crate::models::weights::StoredWeight;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+use formats::Source;
+use formats::gguf::File;
+use std::path::Path;
+
+struct GgufTensors {
+    file: File,
+    /// The same file, for positioned reads of parts of a tensor.
+    source: Source,
+}
+
+impl Tensors for GgufTensors {
+    fn names(&self) -> Vec<String> {
+        self.file.tensors().iter().map(|t| t.name().to_string()).collect()
+    }
+
+    fn find(&self, name: &str) -> Result<Option<StoredWeight>> {
+        let Some(tensor) = self.file.find(name) else { return Ok(None) };
+        let format = tensor.format().ok_or_else(|| {
+            let (origin, kind) = (self.origin(), tensor.type_name());
+            Error::Checkpoint(format!("{origin}: tensor `{name}` is stored as {kind}, which is not supported"))
+        })?;
+        Ok(Some(StoredWeight { shape: tensor.shape(), format }))
+    }
+
+    fn read_at(&self, name: &str, at: u64, into: &mut [u8]) -> Result<()> {
+        let tensor = self.file.tensor(name)?;
+        if at.checked_add(into.len() as u64).is_none_or(|end| end > tensor.byte_len()) {
+            let (origin, length, bytes) = (self.origin(), into.len(), tensor.byte_len());
+            return Err(Error::Checkpoint(format!(
+                "{origin}: {length} bytes at {at} of `{name}` go beyond its {bytes}"
+            )));
+        }
+        Ok(self.source.read_at(tensor.offset() + at, into)?)
+    }
+
+    fn origin(&self) -> String {
+        self.file.name().to_string()
+    }
+}
+
+/// What a model of this architecture consists of in GGUF.
+pub(super) fn table(architecture: Architecture, config: &ModelConfig) -> Option<Table> {
+    match config {
+        ModelConfig::Llama(c) => Some(tables::gguf_llama(c, architecture.layout())),
+        ModelConfig::Gpt(c) => Some(tables::gguf_gpt2(c)),
+        ModelConfig::Coeus(_) => None,
+    }
+}
+
+pub(super) fn open(path: &Path) -> Result<ModelFile> {
+    let file = File::open(path)?;
+    let (architecture, config) = gguf_config::read(&file)?;
+    let table = table(architecture, &config).ok_or_else(|| Error::Checkpoint("no such model".into()))?;
+    let tokenizer = tokenizer(&file)?;
+    let chat_template = file.metadata().find::<&str>("tokenizer.chat_template")?.map(str::to_owned);
+    let tensors = GgufTensors { file, source: Source::open(path)? };
+    let (weights, notes) = LinkedWeights::new(tensors, table, |name| name == "rope_freqs.weight")?;
+    Ok(ModelFile {
+        config,
+        tokenizer,
+        chat_template,
+        weights: Box::new(weights),
+        origin: path.to_path_buf(),
+        format: FileFormat::Gguf,
+        notes,
+    })
+}
+
+/// The whole `tokenizer.json` in one key, where a file has it.
+pub(super) const WHOLE_TOKENIZER: &str = "tokenizer.huggingface.json";
+
+fn tokenizer(file: &File) -> Result<Tokenizer> {
+    if let Some(json) = file.metadata().find::<&str>(WHOLE_TOKENIZER)? {
+        return Tokenizer::from_json(&format!("{}: {WHOLE_TOKENIZER}", file.name()), json.to_owned());
+    }
+    Err(Error::Checkpoint(format!("{}: there is no tokenizer in it", file.name())))
+}

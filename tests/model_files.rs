@@ -1,0 +1,6 @@
+//! Models of other programs: tiny ones that `transformers` made (`model_files/make.py`), read, run, converted and read again.
+
+#[path = "model_files/common.rs"]
+mod common;
+#[path = "model_files/reading.rs"]
+mod reading;
