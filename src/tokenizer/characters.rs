@@ -50,15 +50,24 @@ impl CharTokenizer {
         for piece in self.specials.split(text) {
             match piece {
                 Piece::Special(id) => ids.push(id),
-                Piece::Text(part) => {
-                    for (offset, c) in part.char_indices() {
-                        let id = self.ids.get(&c).ok_or_else(|| self.unknown(text, part, offset, c))?;
-                        ids.push(*id);
-                    }
-                }
+                Piece::Text(part) => self.characters_of(text, part, &mut ids)?,
             }
         }
         Ok(ids)
+    }
+
+    /// As [`CharTokenizer::encode`], with special tokens' names as text.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len());
+        self.characters_of(text, text, &mut ids)?;
+        Ok(ids)
+    }
+
+    fn characters_of(&self, text: &str, part: &str, ids: &mut Vec<u32>) -> Result<()> {
+        for (offset, c) in part.char_indices() {
+            ids.push(*self.ids.get(&c).ok_or_else(|| self.unknown(text, part, offset, c))?);
+        }
+        Ok(())
     }
 
     fn unknown(&self, text: &str, part: &str, offset: usize, c: char) -> Error {
@@ -101,7 +110,7 @@ impl ByteTokenizer {
     }
 
     /// The id of byte 0.
-    fn first_byte(&self) -> u32 {
+    pub(crate) fn first_byte(&self) -> u32 {
         if self.specials.first() == 0 { self.specials.len() as u32 } else { 0 }
     }
 
@@ -115,6 +124,12 @@ impl ByteTokenizer {
             }
         }
         ids
+    }
+
+    /// As [`ByteTokenizer::encode`], with special tokens' names as text.
+    pub fn encode_plain(&self, text: &str) -> Vec<u32> {
+        let first = self.first_byte();
+        text.bytes().map(|b| first + u32::from(b)).collect()
     }
 
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {

@@ -1,11 +1,14 @@
 //! The Hugging Face `tokenizer.json` format: writing ours, recognising ours, and running anybody's with the
 //! `tokenizers` library.
 
-use super::special::SpecialTokens;
+use super::roles::{END_NAMES, Roles};
+use super::special::{PAD_NAMES, SpecialTokens};
 use super::{BpeTokenizer, ByteTokenizer, CharTokenizer, PreSplit, Tokenizer};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
+use std::sync::OnceLock;
+use tokenizers::PostProcessor;
 
 /// The pattern of one character, whatever it is.
 const ANY_CHARACTER: &str = r"[\s\S]";
@@ -16,9 +19,12 @@ const WORDS: &str = r" ?\S+|\s+";
 #[derive(Clone)]
 pub struct HfTokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same with special tokens' names as text; made when it is first asked for.
+    plain: OnceLock<Box<tokenizers::Tokenizer>>,
     json: String,
     specials: HashMap<String, u32>,
     vocab_size: usize,
+    roles: Roles,
 }
 
 impl std::fmt::Debug for HfTokenizer {
@@ -42,13 +48,22 @@ impl HfTokenizer {
         if vocab_size == 0 {
             return Err(bad("its vocabulary is empty".into()));
         }
-        let specials = inner
+        let specials: HashMap<String, u32> = inner
             .get_added_tokens_decoder()
             .into_iter()
             .filter(|(_, token)| token.special)
             .map(|(id, token)| (token.content, id))
             .collect();
-        Ok(Self { inner, json, specials, vocab_size })
+        let roles = roles_of(&inner, &specials);
+        Ok(Self { inner, plain: OnceLock::new(), json, specials, vocab_size, roles })
+    }
+
+    pub fn roles(&self) -> &Roles {
+        &self.roles
+    }
+
+    pub(crate) fn roles_mut(&mut self) -> &mut Roles {
+        &mut self.roles
     }
 
     pub fn json(&self) -> &str {
@@ -60,12 +75,51 @@ impl HfTokenizer {
     }
 
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| {
-            Error::Data(format!(
-                "this text has no encoding in the loaded tokenizer.json: {e} (is a character missing?)"
-            ))
-        })?;
-        Ok(encoding.get_ids().to_vec())
+        encode(&self.inner, text)
+    }
+
+    /// As [`HfTokenizer::encode`], with special tokens' names as text. A vocabulary whose model itself knows such a name as a word gets
+    /// it in pieces; if even they make a special token, that is an error.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = Box::new(self.inner.clone());
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        let unknown = self.unknown_id();
+        let control = |ids: &[u32]| ids.iter().copied().find(|&id| Some(id) != unknown && self.is_special(id));
+        let ids = encode(plain, text)?;
+        if control(&ids).is_none() {
+            return Ok(ids);
+        }
+        let mut ids = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            let first =
+                self.specials.keys().filter(|name| !name.is_empty()).filter_map(|name| rest.find(name.as_str())).min();
+            // Cut after the first character of a name.
+            let end = first.map_or(rest.len(), |at| at + rest[at..].chars().next().map_or(0, char::len_utf8));
+            ids.extend(encode(plain, &rest[..end])?);
+            rest = &rest[end..];
+        }
+        match control(&ids) {
+            None => Ok(ids),
+            Some(id) => Err(Error::Data(format!(
+                "this text cannot be written without the control token '{}' (id {id}) in the loaded tokenizer",
+                self.inner.id_to_token(id).unwrap_or_default()
+            ))),
+        }
+    }
+
+    /// The id that stands for what the vocabulary cannot say.
+    fn unknown_id(&self) -> Option<u32> {
+        use tokenizers::ModelWrapper::{BPE, Unigram, WordLevel, WordPiece};
+        match self.inner.get_model() {
+            BPE(model) => self.inner.token_to_id(model.unk_token.as_deref()?),
+            WordLevel(model) => self.inner.token_to_id(&model.unk_token),
+            WordPiece(model) => self.inner.token_to_id(&model.unk_token),
+            Unigram(_) => self.roles.unk,
+        }
     }
 
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
@@ -89,6 +143,61 @@ impl HfTokenizer {
     pub fn special_id(&self, token: &str) -> Option<u32> {
         self.specials.get(token).copied()
     }
+}
+
+fn encode(inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let encoding = inner.encode_fast(text, false).map_err(|e| {
+        Error::Data(format!("this text has no encoding in the loaded tokenizer.json: {e} (is a character missing?)"))
+    })?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// The parts of tokens as far as a `tokenizer.json` alone says them: what its post-processor puts before and after a text, and the names of
+/// its special tokens.
+fn roles_of(inner: &tokenizers::Tokenizer, specials: &HashMap<String, u32>) -> Roles {
+    let named = |names: &[&str]| names.iter().find_map(|&name| specials.get(name).copied());
+    let mut roles = Roles {
+        bos: named(&["<s>", "<bos>", "<|begin_of_text|>", super::START]),
+        pad: named(&PAD_NAMES),
+        unk: named(&["<unk>", "<|unk|>", "[UNK]"]),
+        ..Roles::default()
+    };
+    if let Some(processor) = inner.get_post_processor() {
+        let text = tokenizers::Encoding::from_tokens(vec![tokenizers::Token::new(0, "x".into(), (0, 1))], 0);
+        if let Ok(processed) = processor.process(text, None, true) {
+            let words = processed.get_special_tokens_mask();
+            let at = words.iter().position(|&special| special == 0).unwrap_or(words.len());
+            if let Some(&first) = processed.get_ids()[..at].first() {
+                (roles.bos, roles.add_bos) = (Some(first), Some(true));
+            }
+            if let Some(&last) = processed.get_ids().get(at + 1) {
+                roles.ends_with(last);
+                roles.add_eos = true;
+            }
+        }
+    }
+    END_NAMES.iter().filter_map(|&name| specials.get(name)).for_each(|&id| roles.ends_with(id));
+    roles
+}
+
+/// What puts the tokens before and after a text that `roles` ask for, in the form of a `tokenizer.json`; null if they ask for none.
+pub(super) fn post_processor(roles: &Roles, name: impl Fn(u32) -> String) -> Value {
+    let before = roles.bos.filter(|_| roles.add_bos == Some(true));
+    let after = roles.eos.first().copied().filter(|_| roles.add_eos);
+    if before.is_none() && after.is_none() {
+        return Value::Null;
+    }
+    let special = |id: u32| json!({ "SpecialToken": { "id": name(id), "type_id": 0 } });
+    let sequence = |which: &str| -> Vec<Value> {
+        let text = json!({ "Sequence": { "id": which, "type_id": 0 } });
+        before.map(special).into_iter().chain([text]).chain(after.map(special)).collect()
+    };
+    let entry = |id: u32| (name(id), json!({ "id": name(id), "ids": [id], "tokens": [name(id)] }));
+    let pair = [sequence("A"), sequence("B")].concat();
+    let tokens: Map<String, Value> = before.into_iter().chain(after).map(entry).collect();
+    json!({
+        "type": "TemplateProcessing", "single": sequence("A"), "pair": pair, "special_tokens": tokens,
+    })
 }
 
 /// GPT-2's printable stand-in for each byte: itself where it prints, otherwise U+0100 and on.

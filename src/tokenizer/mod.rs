@@ -1,4 +1,4 @@
-//! Text to token ids and back: characters, bytes, byte-level BPE trained here, and any Hugging Face `tokenizer.json`.
+//! Text to token ids and back: characters, bytes, byte-level BPE trained here, SentencePiece BPE, and any Hugging Face `tokenizer.json`.
 //!
 //! Every tokenizer can be written as a `tokenizer.json` that the Hugging Face library loads and that encodes the same
 //! way, and its [`Tokenizer::fingerprint`] is the hash of that file's content, so a tokenizer keeps its identity
@@ -7,13 +7,17 @@
 pub mod bpe;
 pub mod characters;
 pub mod huggingface;
+pub mod roles;
 pub mod special;
+pub mod spm;
 pub mod stream;
 
 pub use bpe::{BpeOptions, BpeTokenizer, PreSplit};
 pub use characters::{ByteTokenizer, CharTokenizer};
 pub use huggingface::HfTokenizer;
+pub use roles::Roles;
 pub use special::{BOUNDARY, BYTE_SPECIALS, DEFAULT_SPECIALS, PAD, START, SpecialTokens};
+pub use spm::SpmTokenizer;
 pub use stream::StreamDecoder;
 
 use crate::data::corpus::{Layout, TextCorpus};
@@ -29,6 +33,7 @@ pub enum Tokenizer {
     Char(CharTokenizer),
     Byte(ByteTokenizer),
     Bpe(BpeTokenizer),
+    Spm(Box<SpmTokenizer>),
     HuggingFace(Box<HfTokenizer>),
 }
 
@@ -79,12 +84,13 @@ impl Tokenizer {
         }
     }
 
-    /// `char`, `byte`, `bpe`, or `huggingface`.
+    /// `char`, `byte`, `bpe`, `spm` or `huggingface`.
     pub fn kind(&self) -> &'static str {
         match self {
             Tokenizer::Char(_) => "char",
             Tokenizer::Byte(_) => "byte",
             Tokenizer::Bpe(_) => "bpe",
+            Tokenizer::Spm(_) => "spm",
             Tokenizer::HuggingFace(_) => "huggingface",
         }
     }
@@ -95,6 +101,7 @@ impl Tokenizer {
             Tokenizer::Char(t) => t.vocab_size(),
             Tokenizer::Byte(t) => t.vocab_size(),
             Tokenizer::Bpe(t) => t.vocab_size(),
+            Tokenizer::Spm(t) => t.vocab_size(),
             Tokenizer::HuggingFace(t) => t.vocab_size(),
         }
     }
@@ -105,7 +112,20 @@ impl Tokenizer {
             Tokenizer::Char(t) => t.encode(text),
             Tokenizer::Byte(t) => Ok(t.encode(text)),
             Tokenizer::Bpe(t) => Ok(t.encode(text)),
+            Tokenizer::Spm(t) => t.encode(text, true),
             Tokenizer::HuggingFace(t) => t.encode(text),
+        }
+    }
+
+    /// Ids of `text` that is nothing but text: the names of control tokens in it are characters like others, so that what a user wrote
+    /// cannot end a message or begin another one.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        match self {
+            Tokenizer::Char(t) => t.encode_plain(text),
+            Tokenizer::Byte(t) => Ok(t.encode_plain(text)),
+            Tokenizer::Bpe(t) => Ok(t.encode_plain(text)),
+            Tokenizer::Spm(t) => t.encode(text, false),
+            Tokenizer::HuggingFace(t) => t.encode_plain(text),
         }
     }
 
@@ -120,10 +140,14 @@ impl Tokenizer {
             return t.decode(ids, skip_special);
         }
         let mut bytes = Vec::new();
+        let mut beginning = true;
         for &id in ids {
-            if !(skip_special && self.is_special(id)) {
-                bytes.extend_from_slice(&self.token_bytes(id)?);
+            let token = self.token_bytes(id)?;
+            let skipped = skip_special && self.is_special(id);
+            if !skipped {
+                bytes.extend_from_slice(&token[self.prefix_bytes(beginning, id)..]);
             }
+            beginning = self.begins_text(id) || beginning && skipped;
         }
         Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
@@ -135,6 +159,7 @@ impl Tokenizer {
             Tokenizer::Char(t) => t.token_bytes(id),
             Tokenizer::Byte(t) => t.token_bytes(id),
             Tokenizer::Bpe(t) => t.token_bytes(id).map(<[u8]>::to_vec),
+            Tokenizer::Spm(t) => t.token_bytes(id),
             Tokenizer::HuggingFace(t) => t.token_bytes(id),
         };
         bytes.ok_or_else(|| {
@@ -145,11 +170,25 @@ impl Tokenizer {
         })
     }
 
+    /// How many bytes of this token are the space that encoding put before a text (SentencePiece), and not text.
+    pub(crate) fn prefix_bytes(&self, beginning: bool, id: u32) -> usize {
+        match self {
+            Tokenizer::Spm(t) => usize::from(beginning && t.prefixed(id)),
+            _ => 0,
+        }
+    }
+
+    /// True for the token before a text.
+    pub(crate) fn begins_text(&self, id: u32) -> bool {
+        self.bos_id() == Some(id)
+    }
+
     pub fn is_special(&self, id: u32) -> bool {
         match self {
             Tokenizer::Char(t) => t.specials().contains(id),
             Tokenizer::Byte(t) => t.specials().contains(id),
             Tokenizer::Bpe(t) => t.specials().contains(id),
+            Tokenizer::Spm(t) => t.is_special(id),
             Tokenizer::HuggingFace(t) => t.is_special(id),
         }
     }
@@ -160,18 +199,66 @@ impl Tokenizer {
             Tokenizer::Char(t) => t.specials().id(token),
             Tokenizer::Byte(t) => t.specials().id(token),
             Tokenizer::Bpe(t) => t.specials().id(token),
+            Tokenizer::Spm(t) => t.special_id(token),
             Tokenizer::HuggingFace(t) => t.special_id(token),
+        }
+    }
+
+    /// What is known of the tokens' parts from a model file; `None` for the kinds made here, whose special tokens say it by their names.
+    pub fn roles(&self) -> Option<&Roles> {
+        match self {
+            Tokenizer::Spm(t) => Some(t.roles()),
+            Tokenizer::HuggingFace(t) => Some(t.roles()),
+            _ => None,
         }
     }
 
     /// The token between documents. It both begins and ends a row, as in GPT-2; generation starts from it.
     pub fn boundary_id(&self) -> Option<u32> {
-        special::BOUNDARY_NAMES.iter().find_map(|name| self.special_id(name))
+        let named = || special::BOUNDARY_NAMES.iter().find_map(|name| self.special_id(name));
+        self.roles().and_then(|roles| roles.eos.first().copied()).or_else(named)
     }
 
     /// The token that fills short rows; the boundary where there is no other (it is masked anyway).
     pub fn pad_id(&self) -> Option<u32> {
-        special::PAD_NAMES.iter().find_map(|name| self.special_id(name)).or_else(|| self.boundary_id())
+        let named = || special::PAD_NAMES.iter().find_map(|name| self.special_id(name));
+        self.roles().and_then(|roles| roles.pad).or_else(named).or_else(|| self.boundary_id())
+    }
+
+    /// The token before a text, if the tokenizer names one. Whether a text begins with it says [`Tokenizer::add_bos`].
+    pub fn bos_id(&self) -> Option<u32> {
+        match self.roles() {
+            Some(roles) => roles.bos,
+            None => self.special_id(special::START),
+        }
+    }
+
+    /// True if a text begins with [`Tokenizer::bos_id`].
+    pub fn add_bos(&self) -> bool {
+        self.roles().is_some_and(|roles| roles.bos.is_some() && roles.add_bos == Some(true))
+    }
+
+    /// The token that a text to continue begins with: the one before a text where the model file says so, none where it says that there is
+    /// none, and the boundary where nothing is said, since rows of a training text begin after one.
+    pub fn start_id(&self) -> Option<u32> {
+        match self.roles().map(|roles| (roles.add_bos, roles.bos)) {
+            Some((Some(true), bos)) => bos,
+            Some((Some(false), _)) => None,
+            _ => self.boundary_id(),
+        }
+    }
+
+    /// Every token that ends a text or an answer.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        match self.roles() {
+            Some(roles) if !roles.eos.is_empty() => roles.eos.clone(),
+            _ => self.boundary_id().into_iter().collect(),
+        }
+    }
+
+    /// The Jinja template by which the model's conversations are written, see [`ChatTemplate`].
+    pub fn chat_template(&self) -> Option<&str> {
+        self.roles()?.chat_template.as_deref()
     }
 
     /// The content of a Hugging Face `tokenizer.json` that encodes as this tokenizer does.
@@ -180,6 +267,7 @@ impl Tokenizer {
             Tokenizer::Char(t) => huggingface::pretty(&huggingface::export_char(t)),
             Tokenizer::Byte(t) => huggingface::pretty(&huggingface::export_byte(t)),
             Tokenizer::Bpe(t) => huggingface::pretty(&huggingface::export_bpe(t)),
+            Tokenizer::Spm(t) => huggingface::pretty(&t.to_huggingface()),
             Tokenizer::HuggingFace(t) => t.json().to_owned(),
         }
     }
@@ -204,7 +292,7 @@ impl Tokenizer {
             Tokenizer::Char(t) => t.specials(),
             Tokenizer::Byte(t) => t.specials(),
             Tokenizer::Bpe(t) => t.specials(),
-            Tokenizer::HuggingFace(_) => return self.save_huggingface(folder),
+            Tokenizer::Spm(_) | Tokenizer::HuggingFace(_) => return self.save_huggingface(folder),
         };
         let mut vocab = Vec::with_capacity(self.vocab_size());
         for id in 0..self.vocab_size() as u32 {

@@ -10,6 +10,8 @@ pub struct StreamDecoder<'a> {
     skip_special: bool,
     /// Bytes that may still become a character (at most three).
     pending: Vec<u8>,
+    /// Nothing precedes the next token but what begins a text.
+    beginning: bool,
     /// For Hugging Face tokenizers, whose decoding depends on neighbours: ids from the last place where the text was
     /// settled, and how many of them have been shown.
     window: Vec<u32>,
@@ -17,8 +19,21 @@ pub struct StreamDecoder<'a> {
 }
 
 impl<'a> StreamDecoder<'a> {
+    /// A decoder from the beginning of a text.
     pub fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, pending: vec![], window: vec![], shown: 0 }
+        Self::after(tokenizer, skip_special, &[])
+    }
+
+    /// A decoder of what follows `before`, which is not shown. A first token that begins with a space keeps it where a text precedes it;
+    /// at the beginning of a text SentencePiece's first space is none of the text.
+    pub fn after(tokenizer: &'a Tokenizer, skip_special: bool, before: &[u32]) -> Self {
+        let beginning = before.last().is_none_or(|&id| tokenizer.begins_text(id));
+        // Two ids say what decoding the first new one depends on; more could hold bytes that are part of a character.
+        let window = match tokenizer {
+            Tokenizer::HuggingFace(_) => before[before.len().saturating_sub(2)..].to_vec(),
+            _ => vec![],
+        };
+        Self { tokenizer, skip_special, pending: vec![], beginning, shown: window.len(), window }
     }
 
     /// The text that `id` settles; empty if it settles none yet.
@@ -27,9 +42,11 @@ impl<'a> StreamDecoder<'a> {
             return self.push_contextual(id);
         }
         let bytes = self.tokenizer.token_bytes(id)?;
-        if !(self.skip_special && self.tokenizer.is_special(id)) {
-            self.pending.extend_from_slice(&bytes);
+        let skipped = self.skip_special && self.tokenizer.is_special(id);
+        if !skipped {
+            self.pending.extend_from_slice(&bytes[self.tokenizer.prefix_bytes(self.beginning, id)..]);
         }
+        self.beginning = self.tokenizer.begins_text(id) || self.beginning && skipped;
         let mut text = String::new();
         let mut settled = 0;
         while settled < self.pending.len() {

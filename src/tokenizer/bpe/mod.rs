@@ -212,25 +212,32 @@ impl BpeTokenizer {
         let mut ids = Vec::with_capacity(text.len() / 2);
         let mut symbols = Symbols::default();
         for piece in self.specials.split(text) {
-            let part = match piece {
-                Piece::Special(id) => {
-                    ids.push(id);
-                    continue;
-                }
-                Piece::Text(part) => part,
-            };
-            for unit in self.pre_split.units(part) {
-                if self.spans_lines {
-                    symbols.encode(self, unit.as_bytes(), &mut ids);
-                } else {
-                    // No merge has a line end in it, so lines are independent; short units keep the queue short.
-                    for line in unit.split_inclusive('\n') {
-                        symbols.encode(self, line.as_bytes(), &mut ids);
-                    }
-                }
+            match piece {
+                Piece::Special(id) => ids.push(id),
+                Piece::Text(part) => self.encode_part(part, &mut symbols, &mut ids),
             }
         }
         ids
+    }
+
+    /// As [`BpeTokenizer::encode`], with special tokens' names as text.
+    pub fn encode_plain(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 2);
+        self.encode_part(text, &mut Symbols::default(), &mut ids);
+        ids
+    }
+
+    fn encode_part(&self, part: &str, symbols: &mut Symbols, ids: &mut Vec<u32>) {
+        for unit in self.pre_split.units(part) {
+            if self.spans_lines {
+                symbols.encode(self, unit.as_bytes(), ids);
+            } else {
+                // No merge has a line end in it, so lines are independent; short units keep the queue short.
+                for line in unit.split_inclusive('\n') {
+                    symbols.encode(self, line.as_bytes(), ids);
+                }
+            }
+        }
     }
 }
 
