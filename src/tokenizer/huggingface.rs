@@ -215,7 +215,7 @@ fn byte_characters() -> [char; 256] {
     })
 }
 
-fn byte_level(bytes: &[u8]) -> String {
+pub(super) fn byte_level(bytes: &[u8]) -> String {
     let characters = byte_characters();
     bytes.iter().map(|&b| characters[b as usize]).collect()
 }
@@ -243,11 +243,11 @@ fn document(specials: &SpecialTokens, pre_tokenizer: Value, decoder: Value, mode
     })
 }
 
-fn byte_level_step() -> Value {
+pub(super) fn byte_level_step() -> Value {
     json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false })
 }
 
-fn split_step(pattern: &str) -> Value {
+pub(super) fn split_step(pattern: &str) -> Value {
     json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false })
 }
 

@@ -6,6 +6,7 @@
 
 pub mod bpe;
 pub mod characters;
+pub mod gguf;
 pub mod huggingface;
 pub mod roles;
 pub mod special;
@@ -14,6 +15,7 @@ pub mod stream;
 
 pub use bpe::{BpeOptions, BpeTokenizer, PreSplit};
 pub use characters::{ByteTokenizer, CharTokenizer};
+pub use gguf::GgufVocabulary;
 pub use huggingface::HfTokenizer;
 pub use roles::Roles;
 pub use special::{BOUNDARY, BYTE_SPECIALS, DEFAULT_SPECIALS, PAD, START, SpecialTokens};
@@ -349,6 +351,16 @@ impl Tokenizer {
             }
         }
         Ok(Tokenizer::HuggingFace(Box::new(HfTokenizer::from_json(name, json)?)))
+    }
+
+    /// The tokenizer of a llama2.c `tokenizer.bin`, from the texts and scores of its pieces; see [`SpmTokenizer::from_llama2c`].
+    pub fn from_llama2c(pieces: Vec<(Vec<u8>, f32)>) -> Result<Tokenizer> {
+        Ok(Tokenizer::Spm(Box::new(SpmTokenizer::from_llama2c(pieces)?)))
+    }
+
+    /// The tokenizer of a llama2.c `tokenizer.bin`, from the bytes of the file.
+    pub fn from_llama2c_bytes(data: &[u8]) -> Result<Tokenizer> {
+        Ok(Tokenizer::Spm(Box::new(SpmTokenizer::from_llama2c_bytes(data)?)))
     }
 
     fn load_native(folder: &Path) -> Result<Tokenizer> {

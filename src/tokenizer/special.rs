@@ -5,10 +5,11 @@ use crate::{Error, Result};
 /// Between documents, at the start and at the end of generation.
 pub const BOUNDARY: &str = "<|endoftext|>";
 pub const PAD: &str = "<|pad|>";
+pub(crate) const UNKNOWN: &str = "<|unk|>";
 
 /// Ids 0 to 3 of a row corpus: padding, row boundary, unknown (reserved, never emitted) and the separator between a
 /// wrong form and its correction.
-pub const DEFAULT_SPECIALS: [&str; 4] = [PAD, BOUNDARY, "<|unk|>", "<|sep|>"];
+pub const DEFAULT_SPECIALS: [&str; 4] = [PAD, BOUNDARY, UNKNOWN, "<|sep|>"];
 
 /// The first document's beginning, for those who want one: ids 256 to 258 of a byte tokenizer are this, the boundary and padding.
 pub const START: &str = "<|startoftext|>";

@@ -184,10 +184,6 @@ impl SpmTokenizer {
         &self.roles
     }
 
-    pub(crate) fn roles_mut(&mut self) -> &mut Roles {
-        &mut self.roles
-    }
-
     /// The id of an unknown character where there are no bytes.
     pub fn unknown_id(&self) -> Option<u32> {
         self.unknown
