@@ -1,6 +1,13 @@
 //! Formats that a row of weights is stored in: plain 16- and 32-bit floats, the blocks of GGUF, and this program's own groups.
 //! A row of `columns` numbers is `row_bytes(columns)` bytes, rows follow each other without gaps.
 
+mod dequantise;
+mod quantise;
+mod search;
+
+pub use dequantise::*;
+pub use quantise::{can_quantise, quantise_row, quantise_rows};
+
 /// How numbers are stored. A quantised row is cut into blocks of `block_len` numbers, each of `block_bytes` bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {
