@@ -5,6 +5,7 @@
 //! that loading a model does not leave its file in the process's memory as well.
 //! Writers stream: data goes into a temporary file beside the target, which takes the target's name when it is complete.
 
+mod atomic;
 mod cursor;
 mod error;
 pub mod gguf;

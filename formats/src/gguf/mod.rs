@@ -19,10 +19,14 @@ mod read;
 mod tests;
 mod types;
 mod value;
+mod write;
+#[cfg(test)]
+mod write_tests;
 
 pub use read::{File, Tensor};
 pub use types::TensorType;
 pub use value::{Array, FromValue, Metadata, Strings, Value};
+pub use write::{NewTensor, Writer};
 
 /// The first four bytes.
 pub const MAGIC: [u8; 4] = *b"GGUF";
