@@ -111,6 +111,10 @@ impl HfTokenizer {
         }
     }
 
+    pub(crate) fn control_names(&self) -> Vec<String> {
+        self.specials.keys().cloned().collect()
+    }
+
     /// The id that stands for what the vocabulary cannot say.
     fn unknown_id(&self) -> Option<u32> {
         use tokenizers::ModelWrapper::{BPE, Unigram, WordLevel, WordPiece};
@@ -138,6 +142,10 @@ impl HfTokenizer {
 
     pub fn is_special(&self, id: u32) -> bool {
         self.specials.values().any(|&special| special == id)
+    }
+
+    pub(crate) fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     pub fn special_id(&self, token: &str) -> Option<u32> {

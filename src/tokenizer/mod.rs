@@ -6,6 +6,8 @@
 
 pub mod bpe;
 pub mod characters;
+pub mod chat_template;
+pub mod folder;
 pub mod gguf;
 pub mod huggingface;
 pub mod roles;
@@ -15,6 +17,7 @@ pub mod stream;
 
 pub use bpe::{BpeOptions, BpeTokenizer, PreSplit};
 pub use characters::{ByteTokenizer, CharTokenizer};
+pub use chat_template::{ChatOptions, ChatTemplate, Message};
 pub use gguf::GgufVocabulary;
 pub use huggingface::HfTokenizer;
 pub use roles::Roles;
@@ -212,6 +215,17 @@ impl Tokenizer {
             Tokenizer::Spm(t) => Some(t.roles()),
             Tokenizer::HuggingFace(t) => Some(t.roles()),
             _ => None,
+        }
+    }
+
+    /// The texts of the tokens that are structure and not text.
+    pub fn control_names(&self) -> Vec<String> {
+        match self {
+            Tokenizer::Char(t) => t.specials().names().to_vec(),
+            Tokenizer::Byte(t) => t.specials().names().to_vec(),
+            Tokenizer::Bpe(t) => t.specials().names().to_vec(),
+            Tokenizer::Spm(t) => t.control_names(),
+            Tokenizer::HuggingFace(t) => t.control_names(),
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) fn vocabulary(t: &HfTokenizer) -> Result<Written> {
     let json: Value = serde_json::from_str(t.json()).map_err(cannot)?;
     let model = &json["model"];
     // Old files leave the type out.
-    if model["type"] != "BPE" && !(model["type"].is_null() && !model["merges"].is_null()) {
+    if model["type"] != "BPE" && (!model["type"].is_null() || model["merges"].is_null()) {
         return Err(cannot(format!("its model is {}, and llama.cpp's tokenizers of this kind are BPE", model["type"])));
     }
     let mut written = Written {

@@ -1,10 +1,12 @@
 //! The vocabulary of a GGUF file (`tokenizer.ggml.*`) as plain data, made into a tokenizer and made from one.
 
 mod from_json;
+mod metadata;
 pub mod pre;
 mod read;
 mod write;
 
+pub use metadata::WHOLE_TOKENIZER;
 pub use write::Written;
 
 /// The `tokenizer.*` keys of a GGUF file. What is absent there is empty or `None` here.

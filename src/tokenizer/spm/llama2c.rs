@@ -69,10 +69,10 @@ impl SpmTokenizer {
         Self::new(pieces, SpmOptions { add_space_prefix: true, mark_is_space: false }, roles)
     }
 
-    /// The texts and scores of a llama2.c `tokenizer.bin`, and its first number, the bytes of the longest text. Fails where the file
+    /// The texts and scores of a llama2.c `tokenizer.bin`, whose first number is the bytes of the longest text. Fails where the file
     /// cannot say what this tokenizer does: other ids for the special tokens and bytes, further control tokens, or no space before a
     /// text.
-    pub fn to_llama2c(&self) -> Result<(Vec<(Vec<u8>, f32)>, u32)> {
+    pub fn to_llama2c(&self) -> Result<Vec<(Vec<u8>, f32)>> {
         let cannot = |why: String| Error::Data(format!("a llama2.c tokenizer.bin cannot hold this tokenizer: {why}"));
         if !self.options.add_space_prefix {
             return Err(cannot("it puts no space before a text".into()));
@@ -101,7 +101,6 @@ impl SpmTokenizer {
         if entries.len() < FIRST_BYTE + 256 {
             return Err(cannot(format!("it has {} pieces, and 259 are taken", entries.len())));
         }
-        let longest = entries.iter().map(|(text, _)| text.len()).max().unwrap_or(0);
-        Ok((entries, longest as u32))
+        Ok(entries)
     }
 }

@@ -213,6 +213,11 @@ impl SpmTokenizer {
         matches!(kind, Some(PieceKind::Control | PieceKind::Unknown))
     }
 
+    pub(crate) fn control_names(&self) -> Vec<String> {
+        let control = self.pieces.iter().filter(|piece| piece.kind == PieceKind::Control);
+        control.map(|piece| piece.text.clone()).collect()
+    }
+
     /// The id of a control, unknown or user-defined token by its text.
     pub fn special_id(&self, token: &str) -> Option<u32> {
         use PieceKind::{Control, Unknown, UserDefined};
