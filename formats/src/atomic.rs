@@ -28,8 +28,9 @@ impl Atomic {
         Ok(Atomic { file: BufWriter::with_capacity(1 << 20, file), path: path.into(), written: 0 })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The error that `what` cannot be written to this file.
+    pub fn refuse(&self, what: impl Into<String>) -> Error {
+        Error::unwritable(&self.path.display().to_string(), what)
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {

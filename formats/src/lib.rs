@@ -9,6 +9,8 @@ mod atomic;
 mod cursor;
 mod error;
 pub mod gguf;
+mod order;
+pub mod safetensors;
 mod source;
 
 pub use error::{Error, Result};

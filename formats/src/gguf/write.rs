@@ -4,6 +4,7 @@ use super::read::{byte_len, id};
 use super::value::{Array, Metadata, Strings, Value};
 use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY, PACKING_KEY, Tensor, TensorType};
 use crate::atomic::Atomic;
+use crate::order::Order;
 use crate::{Error, Result};
 use kernels_cpu::blocks::Format;
 use std::collections::HashSet;
@@ -64,11 +65,8 @@ impl NewTensor {
 #[derive(Debug)]
 pub struct Writer {
     file: Atomic,
-    tensors: Vec<NewTensor>,
+    order: Order,
     alignment: u64,
-    /// The tensor that bytes go to now, and how many it has got.
-    current: usize,
-    filled: u64,
 }
 
 impl Writer {
@@ -108,9 +106,8 @@ impl Writer {
         let mut file = Atomic::create(path)?;
         file.write(&head(&metadata, &tensors, alignment))?;
         file.pad(alignment)?;
-        let mut writer = Writer { file, tensors, alignment, current: 0, filled: 0 };
-        writer.advance()?;
-        Ok(writer)
+        let order = Order::new(tensors.iter().map(|t| (t.name.clone(), t.byte_len())).collect());
+        Ok(Writer { file, order, alignment })
     }
 
     /// Appends bytes to tensor `name`, which must be the first that is not complete. A tensor may be written in pieces.
@@ -118,29 +115,9 @@ impl Writer {
     /// # Errors
     /// [`Error::Io`]; [`Error::Unwritable`] if it is another tensor's turn, or these are more bytes than the tensor has.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let expected = match self.tensors.get(self.current) {
-            Some(t) if t.name == name => t.byte_len(),
-            // a tensor without elements is complete before it begins
-            _ if bytes.is_empty() => return Ok(()),
-            Some(t) => return self.refuse(format!("tensor '{name}' was given before '{}' was complete", t.name)),
-            None => return self.refuse(format!("tensor '{name}' was given after the last one was complete")),
-        };
-        let filled = self.filled + bytes.len() as u64;
-        if filled > expected {
-            return self.refuse(format!("tensor '{name}' has {expected} bytes, but {filled} were given"));
-        }
+        let complete = self.order.give(name, bytes.len() as u64).map_err(|what| self.file.refuse(what))?;
         self.file.write(bytes)?;
-        self.filled = filled;
-        self.advance()
-    }
-
-    /// Goes to the next tensor that wants bytes.
-    fn advance(&mut self) -> Result<()> {
-        while self.tensors.get(self.current).is_some_and(|t| t.byte_len() == self.filled) {
-            self.file.pad(self.alignment)?;
-            (self.current, self.filled) = (self.current + 1, 0);
-        }
-        Ok(())
+        if complete.is_some() { self.file.pad(self.alignment) } else { Ok(()) }
     }
 
     /// Gives the file its name, once the disk has it.
@@ -148,14 +125,8 @@ impl Writer {
     /// # Errors
     /// [`Error::Io`]; [`Error::Unwritable`] if a tensor lacks bytes. No file appears then.
     pub fn finish(self) -> Result<()> {
-        if let Some(t) = self.tensors.get(self.current) {
-            return self.refuse(format!("tensor '{}' got {} of its {} bytes", t.name, self.filled, t.byte_len()));
-        }
+        self.order.finish().map_err(|what| self.file.refuse(what))?;
         self.file.commit()
-    }
-
-    fn refuse<T>(&self, what: String) -> Result<T> {
-        Err(Error::unwritable(&self.file.path().display().to_string(), what))
     }
 }
 
