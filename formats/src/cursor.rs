@@ -43,7 +43,7 @@ impl<'a> Cursor<'a> {
         Ok(taken)
     }
 
-    numbers!(u8, u32, u64);
+    numbers!(u8, u16, u32, u64, i32, f32);
 
     /// A number of things that take at least `least` bytes each.
     pub fn count(&self, n: u64, least: u64, what: &str) -> Result<usize> {
