@@ -284,7 +284,7 @@ impl Work<'_> {
 /// Turns a row of scores into `exp(score - max)`, hidden ones into 0, for the greater of the row's and the running
 /// maximum; returns `(max, sum)`. `row` is a whole number of vectors, `seen` the visible part of it, which is not empty.
 #[inline(always)]
-fn exponentiate<R: Vector>(row: &mut [f32], seen: &Range<usize>, max: f32) -> (f32, f32) {
+pub(crate) fn exponentiate<R: Vector>(row: &mut [f32], seen: &Range<usize>, max: f32) -> (f32, f32) {
     row[..seen.start].fill(f32::MIN);
     let (whole, end) = (seen.end / R::WIDTH * R::WIDTH, seen.end.next_multiple_of(R::WIDTH));
     row[end..].fill(0.0);

@@ -94,7 +94,7 @@ fn quantize_group<V: Isa>(x: &[f32], q: &mut [i8]) -> f32 {
 }
 
 crate::multiversion! {
-    fn quantize_row<V>(group: usize, x: &[f32], q: &mut [i8], scales: &mut [f32]) {
+    pub(crate) fn quantize_row<V>(group: usize, x: &[f32], q: &mut [i8], scales: &mut [f32]) {
         for (g, scale) in scales.iter_mut().enumerate() {
             let part = group_range(g, group, x.len());
             *scale = quantize_group::<V>(&x[part.clone()], &mut q[part]);

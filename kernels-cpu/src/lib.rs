@@ -4,11 +4,16 @@
 #![allow(clippy::too_many_arguments, reason = "kernels take slices and sizes, not structures")]
 
 pub mod allpass;
+pub mod argmax;
 pub mod attention;
 pub mod attention_grad;
 #[cfg(test)]
 mod attention_tests;
 pub mod blocks;
+pub mod cache;
+pub mod cached_attention;
+#[cfg(test)]
+mod cached_attention_tests;
 mod channels;
 pub mod chebyshev;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::Spec;
 use crate::tensor::{DType, TensorType};
 pub use product::{MatmulQ8, MatmulQ8Q8};
 pub use quantise::{Dequantize, QuantizeRows};
+pub(super) use quantise::{group_scale, round};
 
 /// Checks int8 values [.., C] and their scales [.., ceil(C / group)].
 fn check(q: &TensorType, scales: &TensorType, group: usize) -> Result<(), String> {

@@ -50,8 +50,11 @@ macro_rules! operators {
 }
 
 operators! {
+    argmax,
     attention,
     attention_grad,
+    cache,
+    cached_attention,
     chebyshev,
     clip,
     conv,

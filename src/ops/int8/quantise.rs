@@ -23,12 +23,12 @@ pub struct QuantizeRows {
 }
 
 /// The scale of a group and the factor that numbers are multiplied by before rounding.
-pub(super) fn group_scale(x: &[f64]) -> (f32, f32) {
+pub(in crate::ops) fn group_scale(x: &[f64]) -> (f32, f32) {
     let scale = x.iter().fold(0.0f32, |m, v| m.max((*v as f32).abs())) / 127.0;
     if scale >= f32::MIN_POSITIVE { (scale, 1.0 / scale) } else { (0.0, 0.0) }
 }
 
-pub(super) fn round(x: f64, inverse: f32) -> f64 {
+pub(in crate::ops) fn round(x: f64, inverse: f32) -> f64 {
     f64::from((x as f32 * inverse).clamp(-127.0, 127.0).round_ties_even())
 }
 
