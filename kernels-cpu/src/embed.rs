@@ -25,7 +25,7 @@ impl fmt::Display for IndexOutOfRange {
 
 impl std::error::Error for IndexOutOfRange {}
 
-fn check(ids: &[i32], limit: usize) -> Result<(), IndexOutOfRange> {
+pub(crate) fn check(ids: &[i32], limit: usize) -> Result<(), IndexOutOfRange> {
     match ids.iter().position(|&id| id < 0 || id as usize >= limit) {
         Some(position) => Err(IndexOutOfRange { position, value: ids[position], limit }),
         None => Ok(()),

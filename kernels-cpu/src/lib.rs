@@ -36,6 +36,7 @@ mod norm_params;
 #[cfg(test)]
 mod norm_tests;
 pub mod optim;
+pub mod packed;
 pub mod peak;
 pub mod philox;
 pub mod pointwise;
