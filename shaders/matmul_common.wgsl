@@ -1,7 +1,8 @@
 // What every matrix product kernel shares: its parameters, its operands, and the epilogue
 // activation(c + bias) + residual. Needs: av, bv, cv (1: the operand is read or written as vec4), n_bias, n_residual (0 or 1),
-// activation, epilogue (1: there is one); q8 (1: B is int8, stored along k, with f32 scales), group (terms that share a scale,
-// 0: a whole line), quads_in_group (1: a quad never spans two groups).
+// activation, epilogue (1: there is one); q8 (1: B is words of quantised weights, stored along k): either int8 with f32 scales
+// (n_scales 1) and group (terms that share a scale, 0: a whole line), quads_in_group (1: a quad never spans two groups); or a packed
+// matrix (n_scales 0) with what packed_values.wgsl needs.
 {% if activation not in ["None", "Relu"] %}{% include "math.wgsl" %}{% endif %}
 struct Params {
     // The part of the product that this dispatch computes.
@@ -22,10 +23,10 @@ struct Params {
 @group(0) @binding(0) var<storage, read_write> c: array<{{ "vec4<f32>" if cv else "f32" }}>;
 @group(0) @binding(1) var<storage, read> a: array<{{ "vec4<f32>" if av else "f32" }}>;
 @group(0) @binding(2) var<storage, read> b: array<{{ "u32" if q8 else ("vec4<f32>" if bv else "f32") }}>;
-{% if q8 %}@group(0) @binding(3) var<storage, read> scales: array<f32>;{% endif %}
-{% if n_bias %}@group(0) @binding({{ 3 + q8 }}) var<storage, read> bias: array<{{ "vec4<f32>" if cv else "f32" }}>;{% endif %}
-{% if n_residual %}@group(0) @binding({{ 3 + q8 + n_bias }}) var<storage, read> residual: array<{{ "vec4<f32>" if cv else "f32" }}>;{% endif %}
-@group(0) @binding({{ 3 + q8 + n_bias + n_residual }}) var<uniform> p: Params;
+{% if n_scales %}@group(0) @binding(3) var<storage, read> scales: array<f32>;{% endif %}
+{% if n_bias %}@group(0) @binding({{ 3 + n_scales }}) var<storage, read> bias: array<{{ "vec4<f32>" if cv else "f32" }}>;{% endif %}
+{% if n_residual %}@group(0) @binding({{ 3 + n_scales + n_bias }}) var<storage, read> residual: array<{{ "vec4<f32>" if cv else "f32" }}>;{% endif %}
+@group(0) @binding({{ 3 + n_scales + n_bias + n_residual }}) var<uniform> p: Params;
 
 // Sums of more terms than this are added up in blocks: rounding errors then grow with the number of blocks.
 const FOLD = 512u;
@@ -55,7 +56,8 @@ fn finish(x: {{ T }}, i: u32, column: u32) -> {{ T }} {
     {% if n_residual %}v += residual[i];{% endif %}
     return v;
 }
-{% if q8 %}
+{% if q8 and not n_scales %}{% set weights = "b" %}{% include "packed_values.wgsl" %}
+{% elif q8 %}
 fn scale(line: u32, k: u32) -> f32 {
     return scales[line * p.groups{{ " + k / " ~ group ~ "u" if group else "" }}];
 }

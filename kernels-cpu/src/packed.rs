@@ -8,11 +8,13 @@
 //! | `tiles` | products with tiles |
 //! | `activations` | `x` in the order in which the kernels of tiles read it, as `f32` or as int8 |
 //! | `lanes`, `x86` | sixteen lanes of an instruction set |
+//! | [`samples`] | rows to test and measure with |
 
 mod activations;
 mod lanes;
 mod layout;
 mod rows;
+pub mod samples;
 mod standin;
 #[cfg(test)]
 mod tests;
@@ -134,6 +136,14 @@ impl Packing {
     /// If the format has no tiles.
     pub fn tile_bytes(&self) -> usize {
         self.geometry().bytes
+    }
+
+    /// Where the scales begin in a tile, in bytes.
+    ///
+    /// # Panics
+    /// If the format has no tiles.
+    pub fn scales_at(&self) -> usize {
+        self.geometry().scales_at
     }
 
     fn geometry(&self) -> Geometry {

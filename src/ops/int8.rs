@@ -3,7 +3,7 @@
 
 mod cases;
 mod product;
-mod quantise;
+pub(super) mod quantise;
 #[cfg(test)]
 mod tests;
 

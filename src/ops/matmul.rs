@@ -9,7 +9,7 @@ mod tests;
 
 use super::{Graph, Op, Spec};
 use crate::Result;
-use crate::device::gpu::Lowering;
+use crate::device::gpu::{Buf, Lowering};
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
 use crate::graph::{Gradient, Storage, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
@@ -141,7 +141,8 @@ impl Kernel for Matmul {
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
         let Matmul { trans_a, trans_b, epilogue } = *self;
         let dims = self.checked(&lowering.input(0).shape, &lowering.input(1).shape);
-        gpu::lower(&gpu::Product { dims, trans_a, trans_b, epilogue, group: None }, lowering)
+        let (a, weights) = (Buf::In(0), gpu::Weights::F32);
+        gpu::lower(&gpu::Product { dims, trans_a, trans_b, epilogue, a, weights }, lowering)
     }
 }
 

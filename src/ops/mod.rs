@@ -68,6 +68,7 @@ operators! {
     movement,
     norm,
     optimizer,
+    packed,
     pointwise,
     procrustes,
     reduce,

@@ -13,6 +13,7 @@ const SHARED: &[(&str, &str)] = &[
     ("attention_bindings.wgsl", include_str!("../../../shaders/attention_bindings.wgsl")),
     ("halves.wgsl", include_str!("../../../shaders/halves.wgsl")),
     ("math.wgsl", include_str!("../../../shaders/math.wgsl")),
+    ("packed_values.wgsl", include_str!("../../../shaders/packed_values.wgsl")),
     ("philox.wgsl", include_str!("../../../shaders/philox.wgsl")),
     ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),
     ("sums.wgsl", include_str!("../../../shaders/sums.wgsl")),

@@ -6,7 +6,7 @@ use crate::Result;
 use crate::device::gpu::{Buf, Lowering, Params};
 use crate::device::{Cost, CpuCall, Kernel, Unsupported};
 use crate::graph::{Gradient, Graph, Op, Value};
-use crate::ops::matmul::gpu::{self, Product, cut};
+use crate::ops::matmul::gpu::{self, Product, Weights, cut};
 use crate::ops::matmul::{Dims, Epilogue, epilogue};
 use crate::tensor::{DType, RefTensor, TensorType};
 use kernels_cpu::int8;
@@ -95,7 +95,7 @@ impl Kernel for MatmulQ8 {
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
         let dims = dims(&lowering.input(0).shape, &lowering.input(1).shape);
         let MatmulQ8 { group, epilogue } = *self;
-        let product = Product { dims, trans_a: false, trans_b: true, epilogue, group: Some(group) };
+        let product = Product { dims, trans_a: false, trans_b: true, epilogue, a: Buf::In(0), weights: Weights::Int8(group) };
         gpu::lower(&product, lowering)
     }
 }

@@ -101,7 +101,7 @@ pub(super) fn constant_scales(cx: &Gradient, input: usize) -> Result<()> {
 }
 
 /// Where and how an f32 matrix is quantised on a GPU.
-pub(super) struct Quantising {
+pub(in crate::ops) struct Quantising {
     pub rows: usize,
     pub columns: usize,
     /// Bytes between rows of the result, a multiple of 4 or `columns`; those beyond `columns` become 0.

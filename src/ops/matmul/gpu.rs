@@ -4,7 +4,9 @@ use super::{Dims, Epilogue};
 use crate::device::Unsupported;
 use crate::device::gpu::tiles::{GemvForm, MatmulForm, cooperative_teams};
 use crate::device::gpu::{Bind, Buf, Caps, Lowering, Params};
+use crate::ops::packed;
 use kernels_cpu::gemm::Activation;
+use kernels_cpu::packed::{Layout, Packing, TILE_ROWS};
 use minijinja::value::merge_maps;
 use minijinja::{Value, context};
 use std::ops::Range;
@@ -24,18 +26,18 @@ enum Variant {
 impl Variant {
     fn choose(op: &Product, l: &Lowering) -> Self {
         let (caps, choices, d) = (l.caps, l.caps.choices(), &op.dims);
-        if d.m <= choices.gemv_rows || d.n <= choices.gemv_rows && op.group.is_none() {
+        if d.m <= choices.gemv_rows || d.n <= choices.gemv_rows && op.weights == Weights::F32 {
             return Variant::Gemv { transposed: d.m > choices.gemv_rows };
         }
         let (rows, columns) = choices.matmul.tile(caps);
         let tiles = d.batch * d.m.div_ceil(rows.max(1)) * d.n.div_ceil(columns.max(1));
         let mut form = if tiles >= choices.large_tiles { choices.matmul } else { choices.matmul_small };
         // Operands that are stored as f16 lose nothing by it.
-        if l.holds_f16(0) && l.holds_f16(1) && MatmulForm::Cooperative.fits(caps) {
+        if op.a == Buf::In(0) && l.holds_f16(0) && l.holds_f16(1) && MatmulForm::Cooperative.fits(caps) {
             form = MatmulForm::Cooperative;
         }
-        if op.group.is_some() && form == MatmulForm::Cooperative {
-            form = MatmulForm::Tiled64; // int8 weights are not f16
+        if op.weights != Weights::F32 && form == MatmulForm::Cooperative {
+            form = MatmulForm::Tiled64; // quantised weights are not f16
         }
         if !form.fits(caps) {
             form = MatmulForm::Direct;
@@ -75,8 +77,19 @@ pub(in crate::ops) struct Product {
     pub trans_a: bool,
     pub trans_b: bool,
     pub epilogue: Epilogue,
-    /// Input 1 is int8, transposed and a single matrix; input 2 has a scale for every so many of its terms.
-    pub group: Option<usize>,
+    /// Where operand A is.
+    pub a: Buf,
+    pub weights: Weights,
+}
+
+/// What input 1 is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::ops) enum Weights {
+    F32,
+    /// int8, transposed and a single matrix; input 2 has a scale for every so many of its terms.
+    Int8(usize),
+    /// A packed matrix, transposed and single.
+    Packed(Packing),
 }
 
 pub(in crate::ops) fn lower(op: &Product, l: &mut Lowering) -> Result<(), Unsupported> {
@@ -127,13 +140,13 @@ impl Lower<'_> {
         let (rows, columns) = self.variant.tile(l.caps);
         let row = [bytes(n), bytes(n * residual), bytes(if ta { 0 } else { k })];
         let m_cuts = cut(l, m, rows, &row, flops(n * k))?;
-        let (line, scales) = match self.op.group {
-            Some(group) => (k as u64, bytes(k.div_ceil(group))),
-            None => (bytes(k), 0),
-        };
-        let n_cuts = match tb && n as u64 * line.max(scales) > limit {
-            true => cut(l, n, columns, &[line, scales], 0.0)?,
-            false => vec![0..n],
+        let n_cuts = match self.op.weights {
+            Weights::Packed(packing) => packed_cuts(l, &packing)?,
+            Weights::Int8(group) if n as u64 * bytes(k.div_ceil(group)).max(k as u64) > limit => {
+                cut(l, n, columns, &[k as u64, bytes(k.div_ceil(group))], 0.0)?
+            }
+            Weights::F32 if tb && n as u64 * bytes(k) > limit => cut(l, n, columns, &[bytes(k)], 0.0)?,
+            _ => vec![0..n],
         };
         let deep = (ta && bytes(m * k) > limit) || (!tb && bytes(k * n) > limit);
         let term = [bytes(if ta { m } else { 0 }), bytes(if tb { 0 } else { n })];
@@ -161,7 +174,8 @@ impl Lower<'_> {
                 lines.start * ld..lines.end * ld
             };
             let size = l.input(input).dtype.bytes() as u64;
-            let bind = l.read_part(Buf::In(input), size * elements.start as u64..size * elements.end as u64);
+            let buf = if input == 0 { self.op.a } else { Buf::In(input) };
+            let bind = l.read_part(buf, size * elements.start as u64..size * elements.end as u64);
             let quads = ld.is_multiple_of(4) && across.start.is_multiple_of(4) && !elements.is_empty();
             Matrix { bind, ld, at: across.start, batch, trans, quads }
         };
@@ -171,6 +185,12 @@ impl Lower<'_> {
             false => matrix(0, false, &part.m, &part.k, d.k, d.a_batch),
         };
         let b = match tb {
+            _ if let Weights::Packed(packing) = self.op.weights => {
+                let (bind, at) = packed_bind(l, Buf::In(1), &packing, &part.n);
+                // Its lines are bytes; that a quad of them is four terms of one row says that there is no rest of terms.
+                let ld = packing.row_bytes();
+                Matrix { bind, ld, at, batch: 0, trans: true, quads: d.k.is_multiple_of(4) }
+            }
             true => matrix(1, true, &part.n, &part.k, d.k, d.b_batch),
             false => matrix(1, false, &part.k, &part.n, d.n, d.b_batch),
         };
@@ -179,8 +199,14 @@ impl Lower<'_> {
 
     /// The scales of int8 weights, and the template variables that describe them.
     fn quantised(&self, l: &Lowering, part: &Part) -> (Vec<Bind>, usize, Value) {
-        let Some(group) = self.op.group else {
-            return (vec![], 0, context! { q8 => 0, group => 0, quads_in_group => true });
+        let group = match self.op.weights {
+            Weights::Int8(group) => group,
+            Weights::Packed(packing) => {
+                return (vec![], 0, merge_maps([context! { q8 => 1, n_scales => 0 }, packed::values(&packing)]));
+            }
+            Weights::F32 => {
+                return (vec![], 0, context! { q8 => 0, n_scales => 0, group => 0, quads_in_group => true });
+            }
         };
         let k = self.d.k;
         let groups = k.div_ceil(group);
@@ -188,7 +214,7 @@ impl Lower<'_> {
         let bind = l.read_part(Buf::In(2), part.n.start as u64 * line..part.n.end as u64 * line);
         let quads_in_group = group.is_multiple_of(4) || groups == 1;
         let group = if groups == 1 { 0 } else { group };
-        (vec![bind], groups, context! { q8 => 1, group, quads_in_group })
+        (vec![bind], groups, context! { q8 => 1, n_scales => 1, group, quads_in_group })
     }
 
     /// Elements of the result that `part` covers, in whole rows.
@@ -315,7 +341,7 @@ impl Lower<'_> {
         let params = Params::new().u32(0).u32(self.d.n / width).u32(0).u32(0).u32(0).u32(0).u32(0).u32(0).u32(0);
         let params = params.u32(0).u32(0).u32(0).u32(ways).u32(1).u32(1).u32(count).u32(0).u32(count);
         let params = params.u32(usize::from(part.accumulate)).u32(0);
-        let variables = context! { av => quads, bv => quads, cv => quads, q8 => 0, ..epilogue };
+        let variables = context! { av => quads, bv => quads, cv => quads, q8 => 0, n_scales => 0, ..epilogue };
         let groups = l.line(count.div_ceil(64));
         l.dispatch("matmul/reduce", crate::shader!("matmul_reduce.wgsl"), variables, &binds, params, groups)
     }
@@ -386,4 +412,32 @@ pub(in crate::ops) fn cut(
         return Ok(vec![0..n]);
     }
     cut(tile).or_else(|_| cut(4))
+}
+
+/// Cuts the rows of a packed matrix into ranges that fit a binding: whole tiles, or fours.
+#[allow(clippy::single_range_in_vec_init, reason = "the usual list of ranges has one")]
+pub(in crate::ops) fn packed_cuts(l: &Lowering, packing: &Packing) -> Result<Vec<Range<usize>>, Unsupported> {
+    let n = packing.rows;
+    let (unit, bytes) = match packing.layout {
+        Layout::Tiles => (TILE_ROWS, packing.tile_bytes()),
+        Layout::Rows => (4, 4 * packing.row_bytes()),
+    };
+    if packing.bytes() as u64 <= l.caps.limits.max_binding {
+        return Ok(vec![0..n]);
+    }
+    let ranges = l.pieces(n.div_ceil(unit), &[bytes as u64], 0.0, 0)?;
+    Ok(ranges.into_iter().map(|r| r.start * unit..(r.end * unit).min(n)).collect())
+}
+
+/// Binds rows of a packed matrix, from where [`packed_cuts`] cut it; returns the byte of the binding where they begin.
+pub(in crate::ops) fn packed_bind(l: &Lowering, buf: Buf, packing: &Packing, rows: &Range<usize>) -> (Bind, usize) {
+    let bytes = match packing.layout {
+        Layout::Tiles => {
+            let tile = packing.tile_bytes();
+            rows.start / TILE_ROWS * tile..rows.end.div_ceil(TILE_ROWS) * tile
+        }
+        Layout::Rows => rows.start * packing.row_bytes()..rows.end * packing.row_bytes(),
+    };
+    let (bind, _) = l.window(buf, bytes.start as u64..bytes.end as u64, false);
+    (bind, bytes.start - bind.offset as usize)
 }
