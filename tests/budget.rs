@@ -106,7 +106,8 @@ fn less_memory_never_takes_more_bytes_and_at_most_one_more_forward_pass() {
         let forward: f64 = {
             let model = setup::model(&config.model).unwrap();
             let shape = (config.train.batch_size, config.model.context());
-            let graph = lynx_gpu::models::session::graphs::evaluation(model.as_ref(), shape).unwrap();
+            let graph =
+                lynx_gpu::models::session::graphs::evaluation(model.as_ref(), shape, &Default::default()).unwrap();
             Plan::new(&graph).unwrap().cost().flops * config.train.accumulation as f64
         };
         let (mut bytes, mut time) = (u64::MAX, 0.0);

@@ -165,7 +165,7 @@ fn the_first_loss_is_about_ln_of_the_vocabulary() {
         for vocab_size in [65usize, 259] {
             let model = tiny(version, vocab_size, &[]);
             let shape = (4, 64);
-            let graph = graphs::evaluation(model.as_ref(), shape).unwrap();
+            let graph = graphs::evaluation(model.as_ref(), shape, &Default::default()).unwrap();
             let mut ready = Ready::new(model.as_ref(), &graph, shape, &Device::Cpu);
             let tokens = random(4 * 65, vocab_size as u64, 5);
             ready.run(&tokens[..256], &tokens[4..260]);

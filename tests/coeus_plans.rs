@@ -97,7 +97,8 @@ fn planned_memory_grows_as_a_straight_line_with_the_context_in_every_preset() {
                         let model = model(preset, 65, t);
                         let plan = match kind {
                             "training" => training(model.as_ref(), (1, t)),
-                            _ => Plan::new(&graphs::evaluation(model.as_ref(), (1, t)).unwrap()).unwrap(),
+                            _ => Plan::new(&graphs::evaluation(model.as_ref(), (1, t), &Default::default()).unwrap())
+                                .unwrap(),
                         };
                         (t, plan)
                     })
@@ -142,7 +143,8 @@ fn nano_plans_stay_inside_the_default_limits_of_webgpu() {
         .map(|(preset, vocab_size)| {
             let mut shaders = BTreeMap::new();
             let model = model(preset, vocab_size, 1024);
-            let evaluation = Plan::new(&graphs::evaluation(model.as_ref(), (4, 1024)).unwrap()).unwrap();
+            let evaluation =
+                Plan::new(&graphs::evaluation(model.as_ref(), (4, 1024), &Default::default()).unwrap()).unwrap();
             for plan in [training(model.as_ref(), (4, 1024)), evaluation] {
                 for buffer in &plan.work.buffers {
                     assert!(buffer.bytes <= limits.max_buffer, "{preset}, {vocab_size}: {buffer:?}");

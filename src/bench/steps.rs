@@ -10,6 +10,7 @@ use crate::graph::Plan;
 use crate::infer::NextToken;
 use crate::models::session::graphs;
 use crate::models::{Session, setup};
+use crate::nn::StoredMatrices;
 use crate::tokenizer::{CharTokenizer, SpecialTokens, Tokenizer};
 use crate::train::model::{Batch, StepInfo, TrainModel};
 use crate::{Error, Result};
@@ -169,7 +170,7 @@ impl Model {
             Task::Decode(n) => {
                 // The first half of the context is the prompt's.
                 let start = (self.context() / 2).clamp(1, self.context() - n.min(self.context() - 1));
-                if self.session.carries().is_err() {
+                if self.session.carries().is_err() && !self.session.keeps() {
                     let mut tokens = self.prompt(start);
                     for i in 0..n {
                         self.session.next_logits(&tokens)?;
@@ -197,18 +198,22 @@ impl Model {
     }
 
     /// The works that a run of a task goes through, each with how often.
-    fn works(&self, task: Task) -> Result<Vec<(Work, usize)>> {
+    fn works(&mut self, task: Task) -> Result<Vec<(Work, usize)>> {
         let (batch, context, accumulation) = self.shape();
-        let model = self.session.model();
         Ok(match task {
             // The first of two plans runs for every micro-batch.
             Task::Train => {
                 let times = |i| if i == 0 { accumulation } else { 1 };
                 self.session.plans().enumerate().map(|(i, p)| (p.work.clone(), times(i))).collect()
             }
-            Task::Evaluate => vec![(Plan::new(&graphs::evaluation(model, (batch, context))?)?.work, 1)],
-            Task::Prefill(_) => vec![(Plan::new(&graphs::generation(model)?)?.work, 1)],
-            Task::Decode(n) => vec![(Plan::new(&graphs::generation(model)?)?.work, n)],
+            Task::Evaluate => {
+                let graph = graphs::evaluation(self.session.model(), (batch, context), &StoredMatrices::default())?;
+                vec![(Plan::new(&graph)?.work, 1)]
+            }
+            Task::Prefill(n) => self.session.reading_works(n)?,
+            Task::Decode(n) => {
+                self.session.reading_works(1)?.into_iter().map(|(work, times)| (work, n * times)).collect()
+            }
         })
     }
 

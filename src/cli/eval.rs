@@ -4,6 +4,7 @@
 mod common;
 mod iq;
 mod multihop;
+mod perplexity;
 mod reach;
 mod recall;
 
@@ -44,6 +45,8 @@ enum Battery {
     Recall(recall::Args),
     /// Chains of facts: who has the key after one, two or three steps
     Multihop(multihop::Args),
+    /// Perplexity of a text by the protocol of llama.cpp: chunks of --ctx tokens, the second half of each scored
+    Perplexity(perplexity::Args),
 }
 
 #[derive(clap::Args)]
@@ -74,6 +77,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         Some(Battery::Iq(args)) => iq::run(args, json),
         Some(Battery::Recall(args)) => recall::run(args, json),
         Some(Battery::Multihop(args)) => multihop::run(args, json),
+        Some(Battery::Perplexity(args)) => perplexity::run(args, json),
         None => split(args.split, json),
     }
 }

@@ -9,6 +9,7 @@ pub mod data;
 pub mod devices;
 pub mod eval;
 pub mod generate;
+pub mod model;
 pub mod report;
 mod sampling;
 mod start;

@@ -40,6 +40,12 @@ impl Buffer {
         // SAFETY: allocated with this size and zero-initialised.
         unsafe { std::slice::from_raw_parts(self.ptr, self.bytes) }
     }
+    /// # Safety
+    /// No other reference into the buffer may be alive.
+    #[allow(clippy::mut_from_ref, reason = "the executor rules out other references")]
+    pub unsafe fn bytes_mut(&self) -> &mut [u8] {
+        unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
+    }
     pub fn as_ptr(&self) -> *mut u8 {
         self.ptr
     }

@@ -166,6 +166,18 @@ impl Store {
         Ok(())
     }
 
+    /// Lets `f` write the bytes of a variable, whole words, which hold what they held before (or zeros); on the CPU in their place.
+    pub fn fill(&mut self, name: &str, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let v = self.get(name)?;
+        if let Memory::Cpu(m) = &v.memory {
+            // SAFETY: executables only touch the memory inside `run`, which cannot overlap this call on one thread.
+            return f(unsafe { m.bytes_mut() });
+        }
+        let mut bytes = vec![0; v.ty.bytes() as usize];
+        f(&mut bytes)?;
+        self.write(name, &HostTensor::from_bytes(&v.ty.clone(), &bytes))
+    }
+
     pub fn read(&self, name: &str) -> Result<HostTensor> {
         let v = self.get(name)?;
         Ok(match (&v.memory, &self.device) {
@@ -174,6 +186,11 @@ impl Store {
             (Memory::Gpu(m), Device::Gpu(context)) => HostTensor::from_bytes(&v.ty, &context.read(m, v.ty.bytes())?),
             (Memory::Gpu(_), _) => unreachable!("a GPU buffer belongs to a GPU store"),
         })
+    }
+
+    /// Drops the variables whose names begin with `prefix`. Executables that use them keep their memory until they are dropped too.
+    pub fn forget(&mut self, prefix: &str) {
+        self.variables.retain(|name, _| !name.starts_with(prefix));
     }
 
     pub fn bytes(&self) -> u64 {

@@ -7,6 +7,7 @@
 pub mod filler;
 pub mod iq;
 pub mod multihop;
+pub mod perplexity;
 pub mod recall;
 pub mod wilson;
 

@@ -45,6 +45,14 @@ pub trait NextToken {
         tokens.iter().map(|t| self.advance(&[*t])).collect()
     }
 
+    /// Reads `tokens` as a text of its own (what was read before is forgotten) and gives the negative log-likelihood, in nats, of each of
+    /// `targets`, one a token and usually the one after it; 0 where the target is negative.
+    fn log_losses(&mut self, tokens: &[u32], targets: &[i32]) -> Result<Vec<f64>> {
+        self.restart()?;
+        let rows = self.advance_each(tokens)?;
+        Ok(rows.iter().zip(targets).map(|(row, target)| log_loss(row, *target)).collect())
+    }
+
     /// As [`advance`](Self::advance), for who needs the most likely of the tokenizer's tokens only (of equals the smaller id): a device can
     /// find it without handing the logits over.
     fn advance_greedy(&mut self, tokens: &[u32]) -> Result<u32> {
@@ -84,6 +92,13 @@ pub trait NextToken {
             _ => Err(Error::Config(format!("this model cannot copy its reading between {} texts", from.len()))),
         }
     }
+}
+
+/// The negative log-likelihood of `target` under the softmax of `logits`, in nats; 0 for a negative target.
+fn log_loss(logits: &[f32], target: i32) -> f64 {
+    let Some(own) = usize::try_from(target).ok().and_then(|t| logits.get(t)) else { return 0.0 };
+    let most = logits.iter().fold(f64::NEG_INFINITY, |m, l| m.max(f64::from(*l)));
+    most + logits.iter().map(|l| (f64::from(*l) - most).exp()).sum::<f64>().ln() - f64::from(*own)
 }
 
 /// What was generated.

@@ -5,7 +5,7 @@ use super::LanguageModel;
 use crate::Result;
 use crate::config::{GptConfig, Init as Scheme, Positions, RopeLayout};
 use crate::graph::Value;
-use crate::nn::{Attention, Builder, FeedForward, Init, sinusoidal_table};
+use crate::nn::{Attention, Builder, CacheShape, FeedForward, Init, sinusoidal_table};
 use crate::ops::rope::{Layout, rope_tables};
 use crate::tensor::HostTensor;
 
@@ -59,30 +59,36 @@ impl Gpt {
 
     fn embed(&self, b: &mut Builder, tokens: Value) -> Result<Value> {
         let c = &self.config;
-        let time = b.graph.shape(tokens)[1];
-        let table = self.token_table(b)?;
-        let x = b.graph.embedding(table, tokens)?;
+        let (time, kept) = (b.graph.shape(tokens)[1], b.kept_positions());
+        let init = self.embedding_init();
+        let x = b.scoped("embed_tokens", |b| b.embed(tokens, c.vocab_size, c.width, init))?;
         let x = match c.positions {
             Positions::Learned => {
-                let init = self.embedding_init();
                 let table = b.scoped("embed_positions", |b| b.parameter("weight", &[c.context, c.width], init))?;
-                // Shorter sequences read the first rows.
-                let positions = b.graph.constant(HostTensor::i32(&[time], (0..time as i32).collect()));
-                let rows = if time < c.context { b.graph.embedding(table, positions)? } else { table };
+                let rows = match kept {
+                    Some(positions) => b.graph.embedding(table, positions)?,
+                    // Shorter sequences read the first rows.
+                    None if time < c.context => {
+                        let positions = HostTensor::i32(&[time], (0..time as i32).collect());
+                        let positions = b.graph.constant(positions);
+                        b.graph.embedding(table, positions)?
+                    }
+                    None => table,
+                };
                 b.graph.add(x, rows)?
             }
             Positions::Sinusoidal => {
-                let table = b.table(&[time, c.width], sinusoidal_table(time, c.width));
-                b.graph.add(x, table)?
+                let count = b.positions(tokens);
+                let table = b.table(&[count, c.width], sinusoidal_table(count, c.width));
+                let rows = match kept {
+                    Some(positions) => b.graph.embedding(table, positions)?,
+                    None => table,
+                };
+                b.graph.add(x, rows)?
             }
             Positions::None | Positions::Rope => x,
         };
         b.dropout("embed_dropout", x)
-    }
-
-    fn token_table(&self, b: &mut Builder) -> Result<Value> {
-        let shape = [self.config.vocab_size, self.config.width];
-        b.scoped("embed_tokens", |b| b.parameter("weight", &shape, self.embedding_init()))
     }
 
     fn block(&self, b: &mut Builder, x: Value, rope: Option<(Value, Value, Layout)>) -> Result<Value> {
@@ -139,14 +145,22 @@ impl LanguageModel for Gpt {
         self.config.dropout
     }
 
+    fn keeps(&self) -> bool {
+        true
+    }
+    fn cache_bytes(&self, shape: &CacheShape) -> u64 {
+        let c = &self.config;
+        c.layers as u64 * shape.layer_bytes(c.kv_heads, c.head_dim(), c.window)
+    }
+
     fn hidden(&self, b: &mut Builder, tokens: Value) -> Result<Value> {
         let c = &self.config;
-        let time = b.graph.shape(tokens)[1];
+        let positions = b.positions(tokens);
         b.scoped("model", |b| {
             let mut x = self.embed(b, tokens)?;
             let rope = (c.positions == Positions::Rope).then(|| {
                 let d = c.head_dim();
-                let (cos, sin) = rope_tables(time, d, c.rope_base);
+                let (cos, sin) = rope_tables(positions, d, c.rope_base);
                 let layout = match c.rope_layout {
                     RopeLayout::Interleaved => Layout::Interleaved,
                     RopeLayout::HalfSplit => Layout::HalfSplit,
@@ -163,8 +177,8 @@ impl LanguageModel for Gpt {
     fn head(&self, b: &mut Builder, hidden: Value) -> Result<Value> {
         let c = &self.config;
         if c.tied_head {
-            let table = b.scoped("model", |b| self.token_table(b))?;
-            return b.graph.matmul_t(hidden, table, false, true);
+            let init = self.embedding_init();
+            return b.scoped("model", |b| b.scoped("embed_tokens", |b| b.unembed(hidden, c.vocab_size, init)));
         }
         b.linear("lm_head", hidden, c.vocab_size, false, self.embedding_init())
     }

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::graph::Value;
-use crate::nn::{Builder, Parameter};
+use crate::nn::{Builder, CacheShape, Parameter};
 
 pub trait LanguageModel: Send {
     /// One line, for example "gpt, 2 layers, width 64".
@@ -24,6 +24,17 @@ pub trait LanguageModel: Send {
     /// Where the positions that a carried text can have end.
     fn last_position(&self) -> Option<usize> {
         None
+    }
+
+    /// Whether `hidden` can keep keys and values between runs (`Builder::keep`).
+    fn keeps(&self) -> bool {
+        false
+    }
+
+    /// Bytes of the keys and values of all layers, where it keeps them.
+    fn cache_bytes(&self, shape: &CacheShape) -> u64 {
+        let _ = shape;
+        0
     }
 
     /// tokens i32 [B, T] to the last hidden state [B, T, width], after the final norm.

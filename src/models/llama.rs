@@ -4,7 +4,7 @@ use super::LanguageModel;
 use crate::Result;
 use crate::config::{Init as Scheme, LlamaConfig, RopeLayout};
 use crate::graph::Value;
-use crate::nn::{Attention, Builder, FeedForward, Init};
+use crate::nn::{Attention, Builder, CacheShape, FeedForward, Init};
 use crate::ops::rope::{Layout, rope_tables_of};
 
 pub struct Llama {
@@ -107,9 +107,17 @@ impl LanguageModel for Llama {
         self.config.dropout
     }
 
+    fn keeps(&self) -> bool {
+        true
+    }
+    fn cache_bytes(&self, shape: &CacheShape) -> u64 {
+        let c = &self.config;
+        (0..c.layers).map(|i| shape.layer_bytes(c.kv_heads, c.head_dim, c.window_of(i))).sum()
+    }
+
     fn hidden(&self, b: &mut Builder, tokens: Value) -> Result<Value> {
         let c = &self.config;
-        let positions = b.positions(tokens, c.context);
+        let positions = b.positions(tokens);
         b.scoped("model", |b| {
             let mut x = b.scoped("embed_tokens", |b| b.embed(tokens, c.vocab_size, c.width, Init::Normal(0.02)))?;
             if c.embedding_scale > 0.0 {

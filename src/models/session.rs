@@ -3,10 +3,14 @@
 
 pub mod carried;
 pub mod graphs;
+pub mod kept;
+mod load;
 pub mod loss_scale;
+mod next_token;
 mod report;
 mod state_file;
 
+pub use load::Storing;
 use loss_scale::LossScale;
 pub use report::{PlanReport, TensorRow, TrainingPlans, lines};
 
@@ -15,7 +19,7 @@ use crate::config::OptimizerConfig;
 use crate::device::{Device, Executable, Store};
 use crate::graph::{Plan, Precision};
 use crate::infer::{Generation, Sampling};
-use crate::nn::Parameter;
+use crate::nn::{Parameter, StoredMatrices};
 use crate::tensor::{HostData, HostTensor};
 use crate::tokenizer::Tokenizer;
 use crate::train::model::{
@@ -51,6 +55,8 @@ pub struct Session {
     device: Device,
     store: Store,
     parameters: Vec<Parameter>,
+    /// Matrices that are not stored as f32: such a session does not train.
+    stored: StoredMatrices,
     training: Step,
     /// The factor on the loss where gradients are stored in binary16.
     loss_scale: Option<LossScale>,
@@ -60,6 +66,7 @@ pub struct Session {
     evaluation: BTreeMap<(usize, usize), Ready>,
     generation: Option<Ready>,
     carried: carried::Carried,
+    kept: kept::Kept,
 }
 
 impl Session {
@@ -91,33 +98,47 @@ impl Session {
         device: Device,
         seed: u64,
     ) -> Result<Self> {
-        if tokenizer.vocab_size() > model.vocab_size() {
-            let (need, have) = (tokenizer.vocab_size(), model.vocab_size());
-            return Err(Error::Config(format!(
-                "the tokenizer has {need} tokens, the model's vocabulary is {have}; set model.vocab_size to at least {need} (or 0)"
-            )));
-        }
         let parameters = model.parameters()?;
         let mut store = Store::new(&device);
         for p in &parameters {
             store.declare(&p.name, &crate::tensor::TensorType::f32(&p.shape))?;
             store.write(&p.name, &p.initial(seed))?;
         }
-        let (evaluation, step, generation, loss_scale) = (BTreeMap::new(), Vec::new(), None, None);
         let training = Step { shape: (1, model.context()), accumulation: 1, precision: Precision::F32, budget: None };
+        let session = Self::empty(model, tokenizer, optimizer, device, store, training)?;
+        Ok(Session { parameters, ..session })
+    }
+
+    /// A session that knows no weights yet.
+    fn empty(
+        model: Box<dyn LanguageModel>,
+        tokenizer: Tokenizer,
+        optimizer: OptimizerConfig,
+        device: Device,
+        store: Store,
+        training: Step,
+    ) -> Result<Self> {
+        if tokenizer.vocab_size() > model.vocab_size() {
+            let (need, have) = (tokenizer.vocab_size(), model.vocab_size());
+            return Err(Error::Config(format!(
+                "the tokenizer has {need} tokens, the model's vocabulary is {have}; set model.vocab_size to at least {need} (or 0)"
+            )));
+        }
         Ok(Session {
             model,
             tokenizer,
             optimizer,
             device,
             store,
-            parameters,
+            parameters: vec![],
+            stored: StoredMatrices::default(),
             training,
-            loss_scale,
-            step,
-            evaluation,
-            generation,
+            loss_scale: None,
+            step: vec![],
+            evaluation: BTreeMap::new(),
+            generation: None,
             carried: carried::Carried::default(),
+            kept: kept::Kept::default(),
         })
     }
 
@@ -126,6 +147,7 @@ impl Session {
         self.training.precision = precision;
         (self.evaluation, self.generation) = (BTreeMap::new(), None);
         self.carried.clear();
+        self.kept.clear();
         self
     }
 
@@ -249,11 +271,11 @@ impl Session {
     }
 
     /// The negative log-likelihood of every position of a batch, without dropout; 0 where there is no target.
-    fn log_losses(&mut self, batch: &Batch) -> Result<Vec<f64>> {
+    fn batch_losses(&mut self, batch: &Batch) -> Result<Vec<f64>> {
         self.check_batch(batch)?;
         let key = (batch.batch, batch.context);
         if !self.evaluation.contains_key(&key) {
-            let graph = graphs::evaluation(self.model.as_ref(), key)?;
+            let graph = graphs::evaluation(self.model.as_ref(), key, &self.stored)?;
             let plan = Plan::stored_in(&graph, self.training.precision)?;
             let run = plan.prepare(&mut self.store)?;
             self.evaluation.insert(key, Ready { plan, run });
@@ -326,12 +348,12 @@ impl TrainModel for Session {
 
     fn evaluate(&mut self, batch: &Batch) -> Result<EvalSum> {
         // Summed on the host in f64: the same order on every device.
-        let nll = self.log_losses(batch)?.iter().sum();
+        let nll = self.batch_losses(batch)?.iter().sum();
         Ok(EvalSum { nll, tokens: batch.scored() as u64 })
     }
 
     fn evaluate_rows(&mut self, batch: &Batch) -> Result<Vec<EvalSum>> {
-        let nll = self.log_losses(batch)?;
+        let nll = self.batch_losses(batch)?;
         let rows = nll.chunks(batch.context).zip(batch.targets.chunks(batch.context));
         let scored = |targets: &[i32]| targets.iter().filter(|t| **t >= 0).count() as u64;
         Ok(rows.map(|(nll, targets)| EvalSum { nll: nll.iter().sum(), tokens: scored(targets) }).collect())

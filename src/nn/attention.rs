@@ -48,9 +48,11 @@ impl Attention {
         }
         let scale = self.scale.unwrap_or(1.0 / (d as f64).sqrt()) as f32;
         let window = (self.window > 0 && self.window < time).then_some(self.window);
-        let o = match self.softcap {
-            Some(cap) => self.capped(b, [q, k, v], scale, cap)?,
-            None => b.graph.attention(q, k, v, None, AttentionOp { causal: true, window, scale })?,
+        let kept = b.attend_kept([q, k, v], self.window, scale, self.softcap.map(|c| c as f32))?;
+        let o = match (kept, self.softcap) {
+            (Some(o), _) => o,
+            (None, Some(cap)) => self.capped(b, [q, k, v], scale, cap)?,
+            (None, None) => b.graph.attention(q, k, v, None, AttentionOp { causal: true, window, scale })?,
         };
         let o = b.graph.reshape(o, &[batch, time, self.heads * d])?;
         b.linear("o_proj", o, self.width, self.output_bias, self.output_init)

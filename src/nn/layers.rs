@@ -23,14 +23,22 @@ impl Builder {
 
     /// x W^T with the matrix `leaf` of the current scope.
     fn product(&mut self, leaf: &str, x: Value, shape: [usize; 2], init: Init) -> Result<Value> {
-        let w = self.parameter(leaf, &shape, init)?;
-        self.graph.matmul_t(x, w, false, true)
+        let (w, stored) = self.matrix(leaf, shape, init)?;
+        if let Some(observed) = &mut self.observed {
+            observed.push((self.graph.path(leaf), x));
+        }
+        match stored {
+            None => self.graph.matmul_t(x, w, false, true),
+            Some(s) => self.graph.packed_linear(x, w, s.packing, s.activations),
+        }
     }
 
     /// Rows of the table `weight` [rows, width] of the current scope: ids [..] to [.., width].
     pub fn embed(&mut self, ids: Value, rows: usize, width: usize, init: Init) -> Result<Value> {
-        let table = self.parameter("weight", &[rows, width], init)?;
-        self.graph.embedding(table, ids)
+        match self.matrix("weight", [rows, width], init)? {
+            (table, None) => self.graph.embedding(table, ids),
+            (table, Some(s)) => self.graph.packed_embedding(table, ids, s.packing),
+        }
     }
 
     /// Products with every row of the same table: hidden states [N, width] to [N, rows].
@@ -41,12 +49,10 @@ impl Builder {
 
     /// Rotates queries or keys x [B, T, H, D] by their places in the text.
     pub fn rope(&mut self, x: Value, cos: Value, sin: Value, layout: Layout) -> Result<Value> {
-        self.graph.rope(x, cos, sin, 0, layout)
-    }
-
-    /// How many positions tables need for `tokens` [B, T] of a text of at most `context` tokens.
-    pub fn positions(&self, tokens: Value, _context: usize) -> usize {
-        self.graph.shape(tokens)[1]
+        match self.kept_positions() {
+            Some(positions) => self.graph.rope_at(x, cos, sin, positions, layout),
+            None => self.graph.rope(x, cos, sin, 0, layout),
+        }
     }
 
     /// cap tanh(x / cap): bounded, and almost x near 0 (Gemma 2, arXiv:2408.00118).

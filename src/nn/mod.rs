@@ -2,19 +2,24 @@
 //! how they start, and the source of dropout's random numbers.
 
 mod attention;
+mod cache;
 mod carry;
 mod feed_forward;
 mod layers;
 
 pub use attention::Attention;
+pub use cache::{CacheShape, PLACE, POSITIONS};
 pub use carry::{Carry, Feed, Slots};
 pub use feed_forward::FeedForward;
 pub use layers::sinusoidal_table;
 
-use crate::Result;
-use crate::graph::{Graph, Value};
-use crate::tensor::{HostTensor, TensorType};
+use crate::graph::{Graph, Role, Value};
+use crate::ops::packed::{Activations, Packing};
+use crate::tensor::{DType, HostTensor, TensorType};
+use crate::{Error, Result};
 use kernels_cpu::philox;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Where a weight starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,6 +88,16 @@ pub struct Dropout {
     pub rng: Value,
 }
 
+/// A matrix that is not stored as f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub packing: Packing,
+    pub activations: Activations,
+}
+
+/// The matrices of a model that are not stored as f32, by name.
+pub type StoredMatrices = Arc<BTreeMap<String, Stored>>;
+
 #[derive(Debug, Default)]
 pub struct Builder {
     pub graph: Graph,
@@ -91,9 +106,22 @@ pub struct Builder {
     pub dropout: Option<Dropout>,
     /// Present where states are carried from segment to segment of a text.
     pub carry: Option<Carry>,
+    /// Present where keys and values are kept between runs.
+    pub cache: Option<cache::Cache>,
+    /// Matrices of products and tables that are not stored as f32.
+    pub stored: StoredMatrices,
+    /// Names of the matrices that may be: those that only products and look-ups read.
+    pub matrices: Vec<String>,
+    /// Every product's matrix and what it was multiplied with, where somebody wants to know (`Some`).
+    pub observed: Option<Vec<(String, Value)>>,
 }
 
 impl Builder {
+    /// For a model some of whose matrices are not stored as f32.
+    pub fn of(stored: &StoredMatrices) -> Self {
+        Builder { stored: stored.clone(), ..Self::default() }
+    }
+
     /// Appends `name` to the names of everything `f` writes.
     pub fn scoped<T>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.graph.enter(name);
@@ -102,13 +130,35 @@ impl Builder {
         result
     }
 
-    /// The weight `leaf` of the current scope. Asking twice for one name gives one weight.
-    pub fn parameter(&mut self, leaf: &str, shape: &[usize], init: Init) -> Result<Value> {
-        let name = self.graph.path(leaf);
+    fn declare(&mut self, name: String, shape: &[usize], init: Init) {
         if !self.parameters.iter().any(|p| p.name == name) {
             self.parameters.push(Parameter { name, shape: shape.to_vec(), init });
         }
+    }
+
+    /// The weight `leaf` of the current scope. Asking twice for one name gives one weight.
+    pub fn parameter(&mut self, leaf: &str, shape: &[usize], init: Init) -> Result<Value> {
+        let name = self.graph.path(leaf);
+        self.declare(name, shape, init);
         self.graph.parameter(leaf, shape)
+    }
+
+    /// As `parameter`, for a matrix [rows, columns] that only products and look-ups read: it comes as it is stored.
+    fn matrix(&mut self, leaf: &str, shape: [usize; 2], init: Init) -> Result<(Value, Option<Stored>)> {
+        let name = self.graph.path(leaf);
+        if !self.matrices.contains(&name) {
+            self.matrices.push(name.clone());
+        }
+        let Some(stored) = self.stored.get(&name).copied() else {
+            return Ok((self.parameter(leaf, &shape, init)?, None));
+        };
+        if [stored.packing.rows, stored.packing.columns] != shape {
+            let have = [stored.packing.rows, stored.packing.columns];
+            return Err(Error::Graph(format!("'{name}' is stored as {have:?} where the model has {shape:?}")));
+        }
+        self.declare(name.clone(), &shape, init);
+        let ty = TensorType::new(DType::I8, &[stored.packing.bytes()]);
+        Ok((self.graph.variable(&name, Role::Parameter, ty)?, Some(stored)))
     }
 
     /// A table made on the host, part of the graph and not trained.

@@ -5,10 +5,8 @@
 
 use super::{Ready, Session, graphs};
 use crate::graph::{Kind, Plan};
-use crate::infer::NextToken;
 use crate::nn::Feed;
 use crate::tensor::{HostTensor, TensorType};
-use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -33,12 +31,12 @@ struct SegmentPlan {
 #[derive(Default)]
 pub(super) struct Carried {
     plans: BTreeMap<(usize, Reads), SegmentPlan>,
-    states: Vec<(String, TensorType)>,
-    position: u64,
+    pub(super) states: Vec<(String, TensorType)>,
+    pub(super) position: u64,
     /// Logits after the last token.
-    logits: Option<Vec<f32>>,
+    pub(super) logits: Option<Vec<f32>>,
     /// The newest tokens, as many as the model's context.
-    newest: Vec<u32>,
+    pub(super) newest: Vec<u32>,
 }
 
 impl Carried {
@@ -68,7 +66,7 @@ impl Session {
 
     /// Tokens read since the beginning of the text.
     pub fn position(&self) -> u64 {
-        self.carried.position
+        if self.keeps() { self.kept_position() } else { self.carried.position }
     }
 
     /// Name and type of every state, in the order of the layers.
@@ -121,7 +119,7 @@ impl Session {
     }
 
     /// Reads tokens, at most one segment; `targets` where it is read for their scores.
-    fn read_segment(&mut self, tokens: &[u32], targets: Option<&[i32]>) -> Result<HostTensor> {
+    pub(super) fn read_segment(&mut self, tokens: &[u32], targets: Option<&[i32]>) -> Result<HostTensor> {
         let fits = SEGMENTS.into_iter().find(|s| *s >= tokens.len());
         let segment = fits.ok_or_else(|| Error::Graph(format!("{} tokens in one segment", tokens.len())))?;
         let position = self.carried.position;
@@ -158,7 +156,7 @@ impl Session {
         Ok(result)
     }
 
-    fn remember(&mut self, tokens: &[u32]) {
+    pub(super) fn remember(&mut self, tokens: &[u32]) {
         let context = self.model.context();
         let newest = &mut self.carried.newest;
         newest.extend(tokens);
@@ -166,7 +164,7 @@ impl Session {
     }
 
     /// Whether the state reaches `more` tokens further: learned positions end.
-    fn carries_on(&self, more: usize) -> bool {
+    pub(super) fn carries_on(&self, more: usize) -> bool {
         let within = |limit: usize| self.carried.position + more as u64 <= limit as u64;
         self.carries().is_ok() && self.model.last_position().is_none_or(within)
     }
@@ -225,70 +223,5 @@ impl Session {
         let TextState { position, newest, logits, .. } = state;
         (self.carried.position, self.carried.newest, self.carried.logits) = (position, newest, Some(logits));
         Ok(())
-    }
-}
-
-impl NextToken for Session {
-    fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    fn context(&self) -> usize {
-        self.model.context()
-    }
-
-    fn next_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let context = self.model.context();
-        if tokens.is_empty() || tokens.len() > context {
-            return Err(Error::Data(format!("{} tokens do not fit the context of 1 to {context}", tokens.len())));
-        }
-        if self.generation.is_none() {
-            let plan = Plan::stored_in(&graphs::generation(self.model.as_ref())?, self.training.precision)?;
-            let run = plan.prepare(&mut self.store)?;
-            self.generation = Some(Ready { plan, run });
-        }
-        let Some(ready) = &mut self.generation else { unreachable!("made above") };
-        let mut ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
-        ids.resize(context, 0);
-        ready.run.write_input("tokens", &HostTensor::i32(&[1, context], ids))?;
-        ready.run.write_input("position", &HostTensor::i32(&[1], vec![tokens.len() as i32 - 1]))?;
-        ready.run.run()?;
-        let logits = ready.run.read_output("logits")?;
-        Ok(logits.as_f32().map(<[f32]>::to_vec).unwrap_or_default())
-    }
-
-    fn position(&self) -> u64 {
-        self.carried.position
-    }
-
-    fn restart(&mut self) -> Result<()> {
-        for (name, ty) in &self.carried.states {
-            self.store.write(name, &HostTensor::f32(&ty.shape, vec![0.0; ty.elements()]))?;
-        }
-        (self.carried.position, self.carried.logits) = (0, None);
-        self.carried.newest.clear();
-        Ok(())
-    }
-
-    fn advance(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let logits = if tokens.is_empty() {
-            None
-        } else if self.carries_on(tokens.len()) {
-            let mut last = None;
-            for part in tokens.chunks(SEGMENTS[SEGMENTS.len() - 1]) {
-                last = Some(self.read_segment(part, None)?);
-            }
-            last.and_then(|t| t.as_f32().map(<[f32]>::to_vec))
-        } else {
-            self.carried.position += tokens.len() as u64;
-            self.remember(tokens);
-            let newest = self.carried.newest.clone();
-            Some(self.next_logits(&newest)?)
-        };
-        if let Some(logits) = logits {
-            self.carried.logits = Some(logits);
-        }
-        let known = self.carried.logits.clone();
-        known.ok_or_else(|| Error::Data("nothing was read yet: there is nothing to continue".into()))
     }
 }

@@ -7,7 +7,8 @@ use crate::device::Executable;
 use crate::graph::{Graph, Precision, Role, Value};
 use crate::models::LanguageModel;
 use crate::models::session::carried::Reads;
-use crate::nn::{Builder, Carry, Dropout, Parameter};
+use crate::models::session::kept::Wants;
+use crate::nn::{Builder, CacheShape, Carry, Dropout, Parameter, StoredMatrices};
 use crate::ops::optimizer::{AdamW, SgdMomentum};
 use crate::tensor::{DType, HostTensor, TensorType};
 use crate::train::model::StepInfo;
@@ -18,8 +19,12 @@ struct Forward {
     loss: Value,
 }
 
-fn forward(model: &dyn LanguageModel, (batch, time): (usize, usize), training: bool) -> Result<Forward> {
-    let mut b = Builder::default();
+fn forward(
+    model: &dyn LanguageModel,
+    (batch, time): (usize, usize),
+    training: bool,
+    mut b: Builder,
+) -> Result<Forward> {
     let tokens = b.tokens("tokens", &[batch, time]);
     let targets = b.tokens("targets", &[batch, time]);
     let inverse = b.graph.input("inverse_tokens", TensorType::f32(&[]));
@@ -79,8 +84,8 @@ fn keep_outputs(graph: &mut Graph, names: &[&str]) {
 }
 
 /// Tokens and targets to the negative log-likelihood of every position, [B * T].
-pub fn evaluation(model: &dyn LanguageModel, shape: (usize, usize)) -> Result<Graph> {
-    let mut graph = forward(model, shape, false)?.builder.graph;
+pub fn evaluation(model: &dyn LanguageModel, shape: (usize, usize), stored: &StoredMatrices) -> Result<Graph> {
+    let mut graph = forward(model, shape, false, Builder::of(stored))?.builder.graph;
     keep_outputs(&mut graph, &["nll"]);
     Ok(graph)
 }
@@ -104,7 +109,7 @@ pub fn whole_step(
     shape: (usize, usize),
     precision: Precision,
 ) -> Result<Graph> {
-    let Forward { builder, loss } = forward(model, shape, true)?;
+    let Forward { builder, loss } = forward(model, shape, true, Builder::default())?;
     let (mut graph, parameters) = (builder.graph, builder.parameters);
     keep_outputs(&mut graph, &["loss"]);
     let weights = weights(&mut graph, &parameters)?;
@@ -117,7 +122,7 @@ pub fn whole_step(
 
 /// Adds one micro-batch's gradients to the sums: `sum = sum * keep + gradient`.
 pub fn micro_step(model: &dyn LanguageModel, shape: (usize, usize), precision: Precision) -> Result<Graph> {
-    let Forward { builder, loss } = forward(model, shape, true)?;
+    let Forward { builder, loss } = forward(model, shape, true, Builder::default())?;
     let (mut graph, parameters) = (builder.graph, builder.parameters);
     keep_outputs(&mut graph, &["loss"]);
     let keep = graph.input("keep", TensorType::f32(&[]));
@@ -151,7 +156,7 @@ pub fn apply_step(parameters: &[Parameter], optimizer: &OptimizerConfig, precisi
 
 /// Forward and backward with nothing updated: to look for the first bad value.
 pub fn gradient_only(model: &dyn LanguageModel, shape: (usize, usize)) -> Result<Graph> {
-    let Forward { builder, loss } = forward(model, shape, true)?;
+    let Forward { builder, loss } = forward(model, shape, true, Builder::default())?;
     let (mut graph, parameters) = (builder.graph, builder.parameters);
     let weights = weights(&mut graph, &parameters)?;
     for (p, g) in parameters.iter().zip(graph.gradients(loss, &weights)?) {
@@ -161,9 +166,8 @@ pub fn gradient_only(model: &dyn LanguageModel, shape: (usize, usize)) -> Result
 }
 
 /// tokens [1, context] and the position to read [1] to its logits [1, vocabulary].
-pub fn generation(model: &dyn LanguageModel) -> Result<Graph> {
-    let mut b = Builder::default();
-    let context = model.context();
+pub fn generation(model: &dyn LanguageModel, context: usize, stored: &StoredMatrices) -> Result<Graph> {
+    let mut b = Builder::of(stored);
     let tokens = b.tokens("tokens", &[1, context]);
     let position = b.tokens("position", &[1]);
     let hidden = model.hidden(&mut b, tokens)?;
@@ -200,6 +204,41 @@ pub fn segment(model: &dyn LanguageModel, tokens: usize, reads: Reads) -> Result
     }
     let carry = b.carry.take().unwrap_or_else(|| Carry::new(tokens));
     Ok((b.graph, carry))
+}
+
+/// tokens [texts, T], of which the first of each text are there, after those whose keys and values are kept. With `Wants::Last` the rows to
+/// read [texts] give logits [texts, vocabulary] and the likeliest of the first `known` tokens, i32 [texts]; with `Wants::Each` all rows do,
+/// [texts T, vocabulary]. And the variables that keep.
+pub fn kept(
+    model: &dyn LanguageModel,
+    shape: CacheShape,
+    tokens: usize,
+    wants: Wants,
+    known: usize,
+    stored: &StoredMatrices,
+) -> Result<(Graph, Vec<(String, TensorType)>)> {
+    let mut b = Builder::of(stored);
+    b.keep(shape, tokens);
+    let ids = b.tokens("tokens", &[shape.texts, tokens]);
+    let hidden = model.hidden(&mut b, ids)?;
+    let width = b.graph.shape(hidden)[2];
+    let hidden = b.graph.reshape(hidden, &[shape.texts * tokens, width])?;
+    match wants {
+        Wants::Last => {
+            let rows = b.tokens("rows", &[shape.texts]);
+            let last = b.graph.embedding(hidden, rows)?;
+            let logits = model.head(&mut b, last)?;
+            b.graph.output("logits", logits);
+            let token = b.graph.argmax(logits, known.min(model.vocab_size()))?;
+            b.graph.output("token", token);
+        }
+        Wants::Each => {
+            let logits = model.head(&mut b, hidden)?;
+            b.graph.output("logits", logits);
+        }
+    }
+    let states = b.cache.take().map(|c| c.states).unwrap_or_default();
+    Ok((b.graph, states))
 }
 
 fn weights(graph: &mut Graph, parameters: &[Parameter]) -> Result<Vec<Value>> {

@@ -95,7 +95,8 @@ impl Kernel for MatmulQ8 {
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported> {
         let dims = dims(&lowering.input(0).shape, &lowering.input(1).shape);
         let MatmulQ8 { group, epilogue } = *self;
-        let product = Product { dims, trans_a: false, trans_b: true, epilogue, a: Buf::In(0), weights: Weights::Int8(group) };
+        let product =
+            Product { dims, trans_a: false, trans_b: true, epilogue, a: Buf::In(0), weights: Weights::Int8(group) };
         gpu::lower(&product, lowering)
     }
 }

@@ -1,0 +1,70 @@
+//! `lynx-gpu eval perplexity`: perplexity of a text by the protocol of llama.cpp.
+
+use crate::Result;
+use crate::cli::model::ModelArgs;
+use crate::cli::report;
+use crate::evals::perplexity::perplexity;
+use crate::train::files::read_text;
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// UTF-8 text that is scored
+    #[arg(value_name = "FILE", required = true)]
+    text: PathBuf,
+    /// Tokens of a chunk; the second half of every chunk is scored
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    ctx: usize,
+    /// The first chunks only
+    #[arg(long, value_name = "N")]
+    chunks: Option<usize>,
+}
+
+pub fn run(args: Args, json: bool) -> Result<()> {
+    let text = read_text(&args.text)?;
+    let (path, found) = args.model.find()?;
+    found.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    let tokenizer = found.tokenizer();
+    let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
+    let mut tokens: Vec<u32> = bos.into_iter().collect();
+    tokens.extend(tokenizer.encode(&text)?);
+    let device = args.model.options.device()?;
+    let mut session = args.model.options.session(&found, device)?;
+    let begun = Instant::now();
+    let terminal = std::io::stderr().is_terminal();
+    let mut shown = Instant::now();
+    let mut after = |chunk: usize, value: f64| {
+        if terminal && shown.elapsed().as_millis() > 200 {
+            shown = Instant::now();
+            eprint!("\r[{chunk}] {value:.4} ");
+            let _ = std::io::stderr().flush();
+        }
+        true
+    };
+    let result = perplexity(&mut session, &tokens, bos, args.ctx, args.chunks, &mut after)?;
+    if terminal {
+        eprint!("\r{:40}\r", "");
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let device = session.device().name();
+    if json {
+        return report::emit(&json!({
+            "model": path, "text": args.text, "checkpoint_step": found.step(), "device": device, "seconds": seconds,
+            "weight_bytes": session.weight_bytes(), "result": result,
+        }));
+    }
+    println!(
+        "{}: {} chunks of {} tokens, {} scored, {seconds:.1} s on {device}",
+        path.display(),
+        result.chunks,
+        result.n_ctx,
+        result.scored
+    );
+    println!("PPL = {:.4} +/- {:.5}", result.perplexity, result.error);
+    Ok(())
+}
