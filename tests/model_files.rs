@@ -2,5 +2,11 @@
 
 #[path = "model_files/common.rs"]
 mod common;
+#[path = "model_files/hostile.rs"]
+mod hostile;
+#[path = "model_files/own.rs"]
+mod own;
 #[path = "model_files/reading.rs"]
 mod reading;
+#[path = "model_files/writing.rs"]
+mod writing;

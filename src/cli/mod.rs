@@ -5,10 +5,13 @@ pub mod bench;
 pub mod chat;
 pub mod checkpoint;
 pub mod completions;
+pub mod convert;
 pub mod data;
 pub mod devices;
 pub mod eval;
+pub mod export;
 pub mod generate;
+pub mod inspect;
 pub mod model;
 pub mod report;
 mod sampling;
@@ -52,6 +55,12 @@ pub enum Command {
     Bench(bench::Args),
     /// Run a table of training runs that differ in a few settings, and report what they show
     Ablate(ablate::Args),
+    /// Say what a model file holds: metadata, tensors, bytes
+    Inspect(inspect::Args),
+    /// Turn a model into the files of another program
+    Convert(convert::Args),
+    /// Write a trained model as a file of another program
+    Export(export::Args),
     /// Shell completions and manual pages
     Completions(completions::Args),
 }
@@ -81,6 +90,9 @@ pub fn main() -> ExitCode {
         Command::Data(args) => data::run(args, cli.json),
         Command::Devices(args) => devices::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
+        Command::Inspect(args) => inspect::run(args, cli.json),
+        Command::Convert(args) => convert::run(args, cli.json),
+        Command::Export(args) => export::run(args, cli.json),
         Command::Ablate(args) => ablate::run(args, cli.json),
         Command::Bench(args) => bench::run(args, cli.json),
         Command::Verify(args) => verify::run(args, cli.json),

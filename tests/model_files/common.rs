@@ -1,12 +1,11 @@
 //! What the tests of model files share.
 
-use half::{bf16, f16};
-use lynx_gpu::config::OptimizerConfig;
 use lynx_gpu::device::Device;
+use lynx_gpu::device::gpu::{Context, Options};
 use lynx_gpu::infer::NextToken;
 use lynx_gpu::models::files::ModelFile;
+use lynx_gpu::models::session::Storing;
 use lynx_gpu::models::{Session, setup};
-use lynx_gpu::train::model::{ModelState, NamedTensor, TrainModel};
 use std::path::{Path, PathBuf};
 
 /// Logits are kept after every so manieth token.
@@ -62,37 +61,37 @@ pub fn golden(name: &str) -> (Vec<u32>, Vec<Vec<f32>>) {
     (ids, logits.chunks_exact(vocabulary).map(<[f32]>::to_vec).collect())
 }
 
-/// A weight as f32.
-pub fn numbers(model: &ModelFile, name: &str) -> Vec<f32> {
-    let stored = model.weights.find(name).unwrap_or_else(|| panic!("no {name}"));
-    let mut bytes = vec![0; stored.bytes().unwrap()];
-    model.weights.read(name, &mut bytes).unwrap();
-    use kernels_cpu::blocks::Format;
-    let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    match stored.format {
-        Format::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-        Format::F16 => pairs().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-        Format::Bf16 => pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-        other => panic!("{name} is {other}"),
+/// Where models are run: the CPU, and a GPU if there is one.
+pub fn devices() -> Vec<Device> {
+    let gpu = Context::adapters().into_iter().next();
+    if gpu.is_none() && std::env::var_os("LYNX_REQUIRE_GPU").is_some() {
+        panic!("LYNX_REQUIRE_GPU is set and no GPU adapter was found");
     }
+    let open = |a| Device::Gpu(Context::open(&a, Options::default()).expect("an adapter that is listed opens"));
+    std::iter::once(Device::Cpu).chain(gpu.map(open)).collect()
 }
 
-/// The logits after every `STRIDE`-th token, and the worst difference from `expected` in units of the largest logit.
-pub fn worst(model: &ModelFile, device: Device, ids: &[u32], expected: &[Vec<f32>]) -> f32 {
+pub fn session(model: &ModelFile, device: Device) -> Session {
     let built = setup::model(&model.config).unwrap();
-    let parameters = built.parameters().unwrap();
-    let mut session =
-        Session::for_inference(built, model.tokenizer.clone(), OptimizerConfig::default(), device, 1).unwrap();
-    let weights = parameters.iter().map(|p| NamedTensor::f32(&p.name, &p.shape, numbers(model, &p.name))).collect();
-    session.load_state(ModelState { weights, optimizer: vec![] }).unwrap();
-    let mut worst = 0.0f32;
-    for (row, expected) in expected.iter().enumerate() {
-        let logits = session.next_logits(&ids[..(row + 1) * STRIDE]).unwrap();
-        assert_eq!(logits.len(), expected.len());
-        let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        for (a, b) in logits.iter().zip(expected) {
-            worst = worst.max((a - b).abs() / largest);
-        }
-    }
-    worst
+    let source = model.weights.as_ref();
+    Session::for_weights(built, model.tokenizer.clone(), device, source, Storing::default()).unwrap()
+}
+
+/// The worst difference of the logits after every `STRIDE`-th token from `expected`, in units of the largest logit: of those that are
+/// computed with what is kept of the tokens before, and of the last without.
+pub fn worst(model: &ModelFile, device: Device, ids: &[u32], expected: &[Vec<f32>]) -> f32 {
+    let mut session = session(model, device);
+    session.restart().unwrap();
+    let each = session.advance_each(ids).unwrap();
+    let found = each.into_iter().skip(STRIDE - 1).step_by(STRIDE);
+    let alone = session.next_logits(ids).unwrap();
+    let last = expected.last().unwrap().clone();
+    found.zip(expected.iter().cloned()).chain([(alone, last)]).map(|(a, b)| difference(&a, &b)).fold(0.0, f32::max)
+}
+
+/// The largest difference, in units of the largest of `b`.
+pub fn difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    a.iter().zip(b).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f32::max)
 }

@@ -33,12 +33,7 @@ impl Tensors for GgufTensors {
 
     fn read_at(&self, name: &str, at: u64, into: &mut [u8]) -> Result<()> {
         let tensor = self.file.tensor(name)?;
-        if at.checked_add(into.len() as u64).is_none_or(|end| end > tensor.byte_len()) {
-            let (origin, length, bytes) = (self.origin(), into.len(), tensor.byte_len());
-            return Err(Error::Checkpoint(format!(
-                "{origin}: {length} bytes at {at} of `{name}` go beyond its {bytes}"
-            )));
-        }
+        super::links::check_range(&self.origin(), name, at, into.len(), tensor.byte_len())?;
         Ok(self.source.read_at(tensor.offset() + at, into)?)
     }
 
@@ -56,31 +51,22 @@ pub(super) fn table(architecture: Architecture, config: &ModelConfig) -> Option<
     }
 }
 
-pub(super) fn open(path: &Path) -> Result<ModelFile> {
+pub(super) fn open(path: &Path, given: Option<Tokenizer>) -> Result<ModelFile> {
     let file = File::open(path)?;
     let (architecture, config) = gguf_config::read(&file)?;
     let table = table(architecture, &config).ok_or_else(|| Error::Checkpoint("no such model".into()))?;
-    let tokenizer = tokenizer(&file)?;
-    let chat_template = file.metadata().find::<&str>("tokenizer.chat_template")?.map(str::to_owned);
+    let read = || super::tokenizer_of(file.name(), || Tokenizer::from_gguf(file.metadata()));
+    let tokenizer = given.map_or_else(read, Ok)?;
+    super::check_vocabulary(file.name(), &config, &tokenizer)?;
     let tensors = GgufTensors { file, source: Source::open(path)? };
     let (weights, notes) = LinkedWeights::new(tensors, table, |name| name == "rope_freqs.weight")?;
     Ok(ModelFile {
         config,
+        chat_template: tokenizer.chat_template().map(str::to_owned),
         tokenizer,
-        chat_template,
         weights: Box::new(weights),
         origin: path.to_path_buf(),
         format: FileFormat::Gguf,
         notes,
     })
-}
-
-/// The whole `tokenizer.json` in one key, where a file has it.
-pub(super) const WHOLE_TOKENIZER: &str = "tokenizer.huggingface.json";
-
-fn tokenizer(file: &File) -> Result<Tokenizer> {
-    if let Some(json) = file.metadata().find::<&str>(WHOLE_TOKENIZER)? {
-        return Tokenizer::from_json(&format!("{}: {WHOLE_TOKENIZER}", file.name()), json.to_owned());
-    }
-    Err(Error::Checkpoint(format!("{}: there is no tokenizer in it", file.name())))
 }

@@ -98,17 +98,6 @@ impl<'a> Keys<'a> {
             _ => Ok(()),
         }
     }
-
-    /// Token ids: a number or a list of them.
-    pub fn ids(&self, key: &str) -> Result<Vec<u32>> {
-        let bad = || self.bad(key, "must be a token id or a list of them");
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(bad);
-        match self.get(key) {
-            None => Ok(vec![]),
-            Some(Value::Array(list)) => list.iter().map(id).collect(),
-            Some(value) => Ok(vec![id(value)?]),
-        }
-    }
 }
 
 /// 1 and 1.0 are one number in JSON.

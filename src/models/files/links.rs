@@ -200,6 +200,14 @@ impl<T: Tensors> WeightSource for LinkedWeights<T> {
     }
 }
 
+/// Refuses bytes beyond a tensor's end.
+pub(super) fn check_range(origin: &str, name: &str, at: u64, length: usize, bytes: u64) -> Result<()> {
+    if at.checked_add(length as u64).is_none_or(|end| end > bytes) {
+        return Err(Error::Checkpoint(format!("{origin}: {length} bytes at {at} of `{name}` go beyond its {bytes}")));
+    }
+    Ok(())
+}
+
 fn check(origin: &str, link: &Link, found: &StoredWeight) -> Result<()> {
     let (name, expected) = (&link.stored, link.shape());
     if found.shape != expected {

@@ -7,14 +7,19 @@ mod gguf;
 mod gguf_config;
 mod hf;
 mod hf_config;
+pub mod inspect;
 mod keys;
 mod layers;
 mod links;
+mod lite;
+mod llama2c;
 mod llama3;
 mod numbers;
 mod own;
 mod safetensors;
+mod shape;
 mod tables;
+pub mod write;
 
 use super::weights::WeightSource;
 use crate::config::ModelConfig;
@@ -68,11 +73,37 @@ pub fn open(path: &Path) -> Result<ModelFile> {
 /// # Errors
 /// As [`open`].
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<ModelFile> {
+    let given = options.tokenizer.as_deref().map(load_tokenizer).transpose()?;
     match detect(path)? {
-        FileFormat::Gguf => gguf::open(path),
-        FileFormat::HuggingFace => hf::open(&folder_of(path)),
-        FileFormat::Checkpoint => own::open(&folder_of(path), options.last),
-        format => Err(Error::Checkpoint(format!("{}: {format:?} is not read", path.display()))),
+        FileFormat::Gguf => gguf::open(path, given),
+        FileFormat::HuggingFace => hf::open(&folder_of(path), given),
+        FileFormat::Checkpoint => own::open(&folder_of(path), options.last, given),
+        FileFormat::Llama2c => llama2c::open(path, given),
+        FileFormat::GgufLite => lite::open(path, given),
+    }
+}
+
+/// A tokenizer that is given by itself: a folder, a `tokenizer.json`, a GGUF file, or llama2.c's `tokenizer.bin`.
+fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let name = path.display().to_string();
+    if path.is_dir() {
+        let whole = path.join(crate::tokenizer::TOKENIZER_JSON).is_file();
+        return if whole { Tokenizer::from_folder(path) } else { Tokenizer::load(path) };
+    }
+    let mut head = [0; 4];
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let read = file.take(4).read(&mut head).map_err(|e| Error::io(path, e))?;
+    match head {
+        formats::gguf::MAGIC => {
+            let file = formats::gguf::File::open(path)?;
+            tokenizer_of(&name, || Tokenizer::from_gguf(file.metadata()))
+        }
+        // The length of its longest token.
+        [_, _, 0, 0] if read == 4 => {
+            let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+            tokenizer_of(&name, || Tokenizer::from_llama2c_bytes(&bytes))
+        }
+        _ => Tokenizer::load(path),
     }
 }
 
@@ -81,6 +112,11 @@ fn folder_of(path: &Path) -> PathBuf {
     if path.is_dir() {
         return path.to_path_buf();
     }
+    parent_of(path)
+}
+
+/// The folder that `path` is in.
+fn parent_of(path: &Path) -> PathBuf {
     let parent = path.parent().unwrap_or(Path::new("."));
     if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_path_buf() }
 }
@@ -118,11 +154,23 @@ pub fn detect(path: &Path) -> Result<FileFormat> {
         [_, _, _, _, 0, 0, 0, 0, b'{', ..] | [b'{', ..] if folder_of(path).join(hf::CONFIG).is_file() => {
             detect(&folder_of(path))
         }
+        [b'2', b'4', b'k', b'a', ..] => Ok(FileFormat::Llama2c),
+        [b'T', b'F', b'L', b'G', ..] => Ok(FileFormat::GgufLite),
         [_, _, _, _, 0, 0, 0, 0, b'{', ..] => {
             unknown("a safetensors file without the config.json that says what it is")
         }
+        // Files of llama2.c before version 1 have no mark but that their sizes give their length.
+        _ if formats::llama2c::File::open(path).is_ok() => Ok(FileFormat::Llama2c),
         _ => unknown("not a model in a known format"),
     }
+}
+
+/// A tokenizer whose errors name the file that it is in.
+fn tokenizer_of(file: &str, read: impl FnOnce() -> Result<Tokenizer>) -> Result<Tokenizer> {
+    read().map_err(|e| match e {
+        Error::Data(message) if !message.starts_with(file) => Error::Data(format!("{file}: {message}")),
+        e => e,
+    })
 }
 
 /// Refuses a tokenizer whose ids have no row in the embedding.

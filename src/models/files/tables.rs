@@ -99,6 +99,35 @@ fn gguf_name(ours: &str, post_norms: bool) -> String {
     format!("blk.{layer}.{name}.{kind}")
 }
 
+/// In files of llama2.c, by the names of Meta's checkpoints.
+pub(super) fn llama2c(c: &LlamaConfig) -> Table {
+    let links = llama_parts(c).into_iter().map(|part| alone(llama2c_name(&part.ours), part)).collect();
+    Table { links, layout: RopeLayout::Interleaved, less_one: false }
+}
+
+fn llama2c_name(ours: &str) -> String {
+    let Some((layer, rest)) = ours.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
+        return match ours {
+            "model.embed_tokens.weight" => "tok_embeddings.weight".into(),
+            "lm_head.weight" => "output.weight".into(),
+            _ => "norm.weight".into(),
+        };
+    };
+    let name = match rest.trim_end_matches(".weight") {
+        "input_layernorm" => "attention_norm",
+        "self_attn.q_proj" => "attention.wq",
+        "self_attn.k_proj" => "attention.wk",
+        "self_attn.v_proj" => "attention.wv",
+        "self_attn.o_proj" => "attention.wo",
+        "post_attention_layernorm" => "ffn_norm",
+        "mlp.gate_proj" => "feed_forward.w1",
+        "mlp.down_proj" => "feed_forward.w2",
+        "mlp.up_proj" => "feed_forward.w3",
+        other => other,
+    };
+    format!("layers.{layer}.{name}.weight")
+}
+
 /// What another program calls the parts of GPT-2.
 struct Gpt2Names {
     tokens: &'static str,
