@@ -210,7 +210,7 @@ fn scores_of_a_long_text_are_those_of_the_whole() {
     }
 }
 
-const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 1 };
+const GREEDY: Sampling = Sampling::greedy();
 
 /// A text is read in one session, put aside, and continued in another as if it had never been put aside.
 #[test]

@@ -1,12 +1,11 @@
 //! `lynx-gpu chat`: a conversation with a trained model. Its state is carried from message to message, so that no message is read twice.
 
-use super::checkpoint::{Opened, newest_run};
+use super::model::{Found, ModelArgs};
 use super::sampling::SamplingArgs;
-use crate::device::choose;
-use crate::infer::chat::{Template, answer};
-use crate::infer::{NextToken, Sampling};
+use crate::infer::chat::{Conversation, Form, Template};
+use crate::infer::{Finish, Options, Sampling};
 use crate::models::Session;
-use crate::ops::workloads::workloads;
+use crate::tokenizer::ChatTemplate;
 use crate::{Error, Result};
 use serde_json::json;
 use std::io::{BufRead, IsTerminal, Write};
@@ -17,73 +16,84 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run folder or checkpoint (default: the newest run under runs/)
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Longest answer in tokens
     #[arg(short = 'n', long, default_value_t = 512)]
     tokens: usize,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    /// How a message becomes text; `\n` ends a line
-    #[arg(long, default_value = "User: {message}\\nCoeus:", value_name = "TEXT")]
-    template: String,
-    /// The text that ends an answer
-    #[arg(long, default_value = "\\n\\n", value_name = "TEXT")]
-    stop: String,
+    /// How a message becomes text, with {message} in it; `\n` ends a line (default: the model's chat template, else "User: {message}\nCoeus:")
+    #[arg(long, value_name = "TEXT")]
+    template: Option<String>,
+    /// The text that ends an answer (default: the model's end token, or an empty line where it has no chat template)
+    #[arg(long, value_name = "TEXT")]
+    stop: Option<String>,
+    /// What the model is told first, where it has a chat template
+    #[arg(long, value_name = "TEXT", conflicts_with = "template")]
+    system: Option<String>,
     /// Begin after the text whose state this file holds
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
-    /// auto, cpu, gpu, gpu:N or part of a device's name
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// The last checkpoint instead of the best
-    #[arg(long)]
-    last: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 const HELP: &str = "/reset            forget the conversation
 /save FILE        write the state of the conversation
 /load FILE        go on after a saved state
-/set KEY VALUE    temperature, top_k, top_p, seed or tokens
+/set KEY VALUE    change a setting of the draw, or tokens; /set alone lists them
 /status           what was read, and the memory it takes
 /quit             leave (so does Ctrl-D)";
 
 struct Chat {
     session: Session,
-    template: Template,
-    sampling: Sampling,
-    tokens: usize,
+    conversation: Conversation,
+    options: Options,
     json: bool,
     interrupted: Arc<AtomicBool>,
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
-    let sampling = args.sampling.checked()?;
-    let template = Template::parse(&args.template, &args.stop)?;
-    let path = match args.model {
-        Some(path) => path,
-        None => newest_run()?,
+    args.sampling.checked()?;
+    let (path, found) = args.model.find()?;
+    found.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    let (tokenizer, opening) = (found.tokenizer(), &args.model.options);
+    let form = form(&args, &found)?;
+    let mut options = Options::new(args.tokens, args.sampling.for_tokens(tokenizer)?);
+    if let (Form::Whole(_), Some(stop)) = (&form, &args.stop) {
+        options.stop.push(stop.replace("\\n", "\n"));
+    }
+    let conversation = match &args.system {
+        Some(system) => Conversation::new(form).with_system(system)?,
+        None => Conversation::new(form),
     };
-    let opened = Opened::find(&path, args.last)?;
-    // Messages are anything; what is around them must be text that the model knows.
-    opened.tokenizer.encode(&template.wrap("")).map_err(|e| {
-        Error::Config(format!(
-            "the template {:?} cannot be written in the model's tokens ({e}): give --template and --stop",
-            args.template
-        ))
-    })?;
-    let chosen = choose::choose(&args.device, workloads)?;
-    let mut session = opened.session(chosen.device)?;
+    let mut session = opening.session(&found, opening.device()?)?;
     if let Some(path) = &args.state {
         session.load_text_state(path)?;
     }
     let interrupted = Arc::new(AtomicBool::new(false));
     listen(&interrupted)?;
     if !json {
-        eprintln!("{} (step {}) on {}", path.display(), opened.step, session.device().name());
+        let step = found.step().map_or(String::new(), |step| format!(" (step {step})"));
+        eprintln!("{}{step} on {}", path.display(), session.device().name());
         eprintln!("/help lists commands; Ctrl-C ends an answer, twice the program");
     }
-    Chat { session, template, sampling, tokens: args.tokens, json, interrupted }.talk()
+    Chat { session, conversation, options, json, interrupted }.talk()
+}
+
+/// The text around messages that was asked for, else the model's own template, else a plain one.
+fn form(args: &Args, found: &Found) -> Result<Form> {
+    if let (None, Some(source)) = (&args.template, found.chat_template()) {
+        return Ok(Form::Whole(ChatTemplate::new(source)?));
+    }
+    let text = args.template.as_deref().unwrap_or("User: {message}\\nCoeus:");
+    let template = Template::parse(text, args.stop.as_deref().unwrap_or("\\n\\n"))?;
+    // Messages are anything; what is around them must be text that the model knows.
+    found.tokenizer().encode(&template.wrap("")).map_err(|e| {
+        Error::Config(format!(
+            "the template {text:?} cannot be written in the model's tokens ({e}): give --template and --stop"
+        ))
+    })?;
+    Ok(Form::Around(template))
 }
 
 /// Ctrl-C sets the flag. A second one before anything else happens ends the program: a device may be stuck.
@@ -143,7 +153,6 @@ impl Chat {
 
     fn answer(&mut self, message: &str) -> Result<()> {
         let begun = Instant::now();
-        let first = self.session.position() == 0;
         // Checked before any of it is read, and as it was typed.
         self.session.tokenizer().encode(message)?;
         let (json, interrupted) = (self.json, Arc::clone(&self.interrupted));
@@ -155,13 +164,15 @@ impl Chat {
             let written = json || out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_ok();
             written && !interrupted.load(Ordering::SeqCst)
         };
-        let (template, tokens, sampling) = (&self.template, self.tokens, &self.sampling);
-        let made = answer(&mut self.session, first, message, template, tokens, sampling, &mut on_text)?;
+        let made = self.conversation.answer(&mut self.session, message, &self.options, &mut on_text)?;
         let seconds = begun.elapsed().as_secs_f64();
         let rate = made.tokens.len() as f64 / seconds.max(1e-9);
+        // Another draw for the next answer.
+        self.options.sampling.seed = self.options.sampling.seed.wrapping_add(1);
+        let ended = matches!(made.finish, Finish::Stop | Finish::Eos);
         if self.json {
             let line = json!({
-                "message": message, "answer": made.text.trim_start(), "tokens": made.tokens.len(), "finished": made.finished,
+                "message": message, "answer": made.text.trim_start(), "tokens": made.tokens.len(), "finished": ended, "finish": made.finish,
                 "seconds": seconds, "tokens_per_second": rate, "tokens_read": self.session.position(),
             });
             println!("{line}");
@@ -171,8 +182,12 @@ impl Chat {
         let read = self.session.position();
         let stopped = if self.interrupted.load(Ordering::SeqCst) { ", stopped" } else { "" };
         eprintln!("[{} tokens{stopped}, {rate:.1} tokens/s; {read} read in all]", made.tokens.len());
-        // Another draw for the next answer.
-        self.sampling.seed = self.sampling.seed.wrapping_add(1);
+        if self.conversation.forgotten() > 0 {
+            eprintln!(
+                "[without the oldest {} messages: the model has no room for them]",
+                self.conversation.forgotten()
+            );
+        }
         Ok(())
     }
 
@@ -180,12 +195,13 @@ impl Chat {
         let words: Vec<&str> = command.split_whitespace().collect();
         match words[..] {
             ["help"] => eprintln!("{HELP}"),
-            ["reset"] => self.session.restart()?,
+            ["reset"] => self.conversation.reset(&mut self.session)?,
             ["save", file] => self.session.save_text_state(Path::new(file))?,
             ["load", file] => {
                 let read = self.session.load_text_state(Path::new(file))?;
                 eprintln!("[after a text of {read} tokens]");
             }
+            ["set"] => eprintln!("{}, tokens", Sampling::KEYS.join(", ")),
             ["set", key, value] => self.set(key, value)?,
             ["status"] => {
                 let (read, bytes) = (self.session.position(), self.session.reading_bytes());
@@ -197,20 +213,14 @@ impl Chat {
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
-        let mut sampling = self.sampling;
-        let bad = || Error::Config(format!("/set {key} {value}: not a number of the right kind"));
-        match key {
-            "temperature" => sampling.temperature = value.parse().map_err(|_| bad())?,
-            "top_p" => sampling.top_p = value.parse().map_err(|_| bad())?,
-            "top_k" => sampling.top_k = value.parse().map_err(|_| bad())?,
-            "seed" => sampling.seed = value.parse().map_err(|_| bad())?,
-            "tokens" => self.tokens = value.parse().map_err(|_| bad())?,
-            _ => {
-                return Err(Error::Config(format!("/set {key}: there are temperature, top_k, top_p, seed and tokens")));
-            }
+        let refused = |why: String| Error::Config(format!("/set {key} {value}: {why}"));
+        if key == "tokens" {
+            self.options.tokens = value.parse().map_err(|_| refused("not a number of the right kind".into()))?;
+            return Ok(());
         }
-        sampling.validate()?;
-        self.sampling = sampling;
-        Ok(())
+        self.options.sampling.set(key, value).map_err(|e| match e {
+            Error::Config(why) => refused(why),
+            other => other,
+        })
     }
 }

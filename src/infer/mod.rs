@@ -1,11 +1,18 @@
 //! Continuing a text: sampling from logits, and the loop that feeds tokens back.
 
+pub mod beams;
 pub mod chat;
+mod generation;
 mod sampling;
+pub mod speculative;
+mod stop;
+mod text;
 
-pub use sampling::{Sampling, choose, most_likely};
+pub use generation::{Options, batch, continue_text, continue_with, generate};
+pub use sampling::{Distribution, Purpose, Sampler, Sampling, choose, log_softmax, most_likely, uniform};
+pub use text::{Alternative, Finish, Generation, TokenScore};
 
-use crate::tokenizer::{StreamDecoder, Tokenizer};
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// What generating asks of a model.
@@ -101,81 +108,16 @@ fn log_loss(logits: &[f32], target: i32) -> f64 {
     most + logits.iter().map(|l| (f64::from(*l) - most).exp()).sum::<f64>().ln() - f64::from(*own)
 }
 
-/// What was generated.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Generation {
-    /// The continuation, without the prompt.
-    pub text: String,
-    pub tokens: Vec<u32>,
-    /// A boundary token ended it (not the limit).
-    pub finished: bool,
-}
-
-/// Continues `prompt` as the beginning of a text; `on_text` gets each piece of text as soon as its bytes are whole characters. Stops at a
-/// boundary token, after `tokens` tokens, or when `on_text` returns false.
-pub fn generate(
-    model: &mut dyn NextToken,
-    prompt: &str,
-    tokens: usize,
-    sampling: &Sampling,
-    on_text: &mut dyn FnMut(&str) -> bool,
-) -> Result<Generation> {
-    let ids = beginning(model.tokenizer(), prompt)?;
-    model.restart()?;
-    continue_with(model, &ids, tokens, sampling, on_text)
-}
-
-/// The tokens of `prompt` as the beginning of a text: after a boundary where texts have one, and at least one token.
+/// The tokens of `prompt` as the beginning of a text: after the token that texts begin with where they do ([`Tokenizer::start_id`]), and at
+/// least one token.
 pub fn beginning(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode(prompt)?;
-    if let Some(b) = tokenizer.boundary_id() {
-        // Training rows begin after a boundary; so does a generated one.
-        ids.insert(0, b);
+    if let Some(start) = tokenizer.start_id() {
+        ids.insert(0, start);
     }
     if ids.is_empty() {
         let start = tokenizer.encode("\n").ok().and_then(|t| t.first().copied());
         ids.push(start.ok_or_else(|| Error::Data("an empty prompt has no first token: give --prompt".into()))?);
     }
     Ok(ids)
-}
-
-/// As [`generate`], after the text that the model has read so far and `prompt` (perhaps none).
-pub fn continue_with(
-    model: &mut dyn NextToken,
-    prompt: &[u32],
-    tokens: usize,
-    sampling: &Sampling,
-    on_text: &mut dyn FnMut(&str) -> bool,
-) -> Result<Generation> {
-    sampling.validate()?;
-    let tokenizer = model.tokenizer().clone();
-    let boundary = tokenizer.boundary_id();
-    let mut logits = model.advance(prompt)?;
-    let known = tokenizer.vocab_size();
-    let mut decoder = StreamDecoder::new(&tokenizer, true);
-    let mut result = Generation { text: String::new(), tokens: vec![], finished: false };
-    for index in 0..tokens {
-        // Rows of the embedding beyond the tokenizer's last id stand for nothing.
-        logits.truncate(known);
-        let next = choose(&logits, sampling, index as u32)?;
-        if Some(next) == boundary {
-            result.finished = true;
-            break;
-        }
-        result.tokens.push(next);
-        let piece = decoder.push(next)?;
-        result.text.push_str(&piece);
-        let stop = !piece.is_empty() && !on_text(&piece);
-        // The last token is read too: what follows goes on after it.
-        logits = model.advance(&[next])?;
-        if stop {
-            return Ok(result);
-        }
-    }
-    let rest = decoder.finish()?;
-    result.text.push_str(&rest);
-    if !rest.is_empty() {
-        on_text(&rest);
-    }
-    Ok(result)
 }
