@@ -340,7 +340,7 @@ fn bad_settings_name_the_key_and_what_to_do() {
     bad(dir, &huge, 2, &["train.batch_size", "model.context"]);
     bad(dir, &["train", "--config", "minigtp"], 2, &["minigtp", "`minigpt`"]);
     bad(dir, &["train", "--device", "no-such-gpu", "--out", "x"], 5, &["no-such-gpu"]);
-    bad(dir, &["generate", "nowhere"], 6, &["nowhere"]);
+    bad(dir, &["generate", "nowhere"], 7, &["nowhere"]);
     bad(dir, &["train", "--resume", "nowhere"], 2, &["nowhere"]);
     assert!(!dir.join("x").exists(), "nothing is left behind");
 }

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn tokens_of_a_bias_are_given_by_id_or_text() {
-        let tokenizer = Tokenizer::Char(CharTokenizer::new("=57ab".chars().collect(), SpecialTokens::none()).unwrap());
+        let tokenizer = Tokenizer::Char(CharTokenizer::new("57=ab".chars().collect(), SpecialTokens::none()).unwrap());
         let id = |c: &str| tokenizer.encode(c).unwrap()[0];
         let parse = |text: &str| split(text).and_then(|(name, x)| Ok((token(&tokenizer, name)?, x)));
         assert_eq!(parse("a=1.5").unwrap(), (id("a"), 1.5));

@@ -216,6 +216,10 @@ mod tests {
         fn advance(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
             self.read.extend(tokens);
             self.taken += tokens.len();
+            // What it is asked comes in one piece, and it begins anew.
+            if tokens.len() > 1 {
+                self.said = 0;
+            }
             let logits = self.next_logits(&[])?;
             self.said += 1;
             Ok(logits)
