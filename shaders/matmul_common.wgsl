@@ -56,7 +56,7 @@ fn finish(x: {{ T }}, i: u32, column: u32) -> {{ T }} {
     {% if n_residual %}v += residual[i];{% endif %}
     return v;
 }
-{% if q8 and not n_scales %}{% set weights = "b" %}{% include "packed_values.wgsl" %}
+{% if q8 and not n_scales %}{% set weights = "b" %}{% set terms = "k" %}{% include "packed_values.wgsl" %}
 {% elif q8 %}
 fn scale(line: u32, k: u32) -> f32 {
     return scales[line * p.groups{{ " + k / " ~ group ~ "u" if group else "" }}];

@@ -5,7 +5,7 @@ struct Params { n: u32, columns: u32, first: u32, row0: u32, rows: u32, limit: u
 @group(0) @binding(1) var<storage, read> w: array<u32>;
 {% if ids %}@group(0) @binding(2) var<storage, read> ids: array<i32>;{% endif %}
 @group(0) @binding({{ 2 + ids }}) var<uniform> p: Params;
-{% set weights = "w" %}{% include "packed_values.wgsl" %}
+{% set weights = "w" %}{% set terms = "columns" %}{% include "packed_values.wgsl" %}
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) gid: vec3<u32>, @builtin(num_workgroups) nwg: vec3<u32>) {

@@ -1,6 +1,6 @@
 // Numbers of a packed matrix in the storage `{{ weights }}: array<u32>`. Needs: weights (the name), tiles (1: layout in tiles), format (its name, all
-// groups of int4 as "int4"), group (terms that share a scale, where the format leaves it open); of tiles also tile_words, scales_at (the word in
-// a tile where its scales begin). Parameters: p.b_at (the byte where the rows begin), p.ldb (bytes of a row).
+// groups of int4 as "int4"), group (terms that share a scale), terms (the name of the parameter that says how many there are).
+// Parameters: p.b_at (the byte where the rows begin), p.ldb (bytes of a row, or of a tile).
 {% set q4 = format in ["q4_0", "int4", "nf4"] %}
 {% if format == "nf4" %}
 // The levels of NF4 as private memory: an index that is known only at run time needs a variable.
@@ -58,12 +58,14 @@ fn fifth_bits(h: u32) -> u32 {
 // Terms k .. k + 3 of a row, k a multiple of 4. Beyond the row's end they are whatever lies there.
 fn quant4(line: u32, k: u32) -> vec4<f32> {
     {% if tiles %}
-    let tile = (p.b_at >> 2u) + (line >> 4u) * {{ tile_words }}u;
+    let tile = (p.b_at + (line >> 4u) * p.ldb) >> 2u;
     let lane = line & 15u;
+    // Where the tile's scales begin.
+    let scales_at = tile + {{ "((p." ~ terms ~ " + 7u) >> 3u)" if q4 else "((p." ~ terms ~ " + 3u) >> 2u)" }} * 16u;
     {% if format == "int8-row" %}
-    let scale = bitcast<f32>({{ weights }}[tile + {{ scales_at }}u + lane]);
+    let scale = bitcast<f32>({{ weights }}[scales_at + lane]);
     {% else %}
-    let scale = packed_f16((tile + {{ scales_at }}u) * 4u + ((k / {{ group }}u) * 16u + lane) * 2u);
+    let scale = packed_f16(scales_at * 4u + ((k / {{ group }}u) * 16u + lane) * 2u);
     {% endif %}
     {% if q4 %}
     return level4(({{ weights }}[tile + (k >> 3u) * 16u + lane] >> (k & 4u)) & 0x0f0f0f0fu) * scale;

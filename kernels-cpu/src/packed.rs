@@ -15,7 +15,6 @@ mod lanes;
 mod layout;
 mod rows;
 pub mod samples;
-mod standin;
 #[cfg(test)]
 mod tests;
 mod tiles;
@@ -136,14 +135,6 @@ impl Packing {
     /// If the format has no tiles.
     pub fn tile_bytes(&self) -> usize {
         self.geometry().bytes
-    }
-
-    /// Where the scales begin in a tile, in bytes.
-    ///
-    /// # Panics
-    /// If the format has no tiles.
-    pub fn scales_at(&self) -> usize {
-        self.geometry().scales_at
     }
 
     fn geometry(&self) -> Geometry {

@@ -114,7 +114,9 @@ impl Roof {
         let found = match () {
             _ if cooperative => wants("cooperative matrix f16"),
             // Operations on two tensors of int8 are integer dot products; with one, it is turned into floats first.
-            _ if bytes_in >= 2 || call.kernel.name() == "matmul_q8q8" => wants("int8 dot"),
+            _ if bytes_in >= 2 || matches!(call.kernel.name(), "matmul_q8q8" | "packed_linear_int8") => {
+                wants("int8 dot")
+            }
             _ => None,
         };
         found.unwrap_or(F32)

@@ -1,9 +1,8 @@
 //! Products with rows of any format. Plain numbers are multiplied where they lie; blocks are dequantised a row or a panel at a time.
 
 use super::Packing;
-use super::standin::dequantise_row;
 use crate::attention::with_scratch;
-use crate::blocks::Format;
+use crate::blocks::{Format, dequantise_row};
 use crate::gemm::{self, Epilogue, Matrix};
 use crate::simd::dot;
 use crate::threads::{SharedMut, par_rows};

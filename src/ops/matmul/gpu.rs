@@ -188,7 +188,7 @@ impl Lower<'_> {
             _ if let Weights::Packed(packing) = self.op.weights => {
                 let (bind, at) = packed_bind(l, Buf::In(1), &packing, &part.n);
                 // Its lines are bytes; that a quad of them is four terms of one row says that there is no rest of terms.
-                let ld = packing.row_bytes();
+                let ld = packed_line(&packing);
                 Matrix { bind, ld, at, batch: 0, trans: true, quads: d.k.is_multiple_of(4) }
             }
             true => matrix(1, true, &part.n, &part.k, d.k, d.b_batch),
@@ -419,8 +419,8 @@ pub(in crate::ops) fn cut(
 pub(in crate::ops) fn packed_cuts(l: &Lowering, packing: &Packing) -> Result<Vec<Range<usize>>, Unsupported> {
     let n = packing.rows;
     let (unit, bytes) = match packing.layout {
-        Layout::Tiles => (TILE_ROWS, packing.tile_bytes()),
-        Layout::Rows => (4, 4 * packing.row_bytes()),
+        Layout::Tiles => (TILE_ROWS, packed_line(packing)),
+        Layout::Rows => (4, 4 * packed_line(packing)),
     };
     if packing.bytes() as u64 <= l.caps.limits.max_binding {
         return Ok(vec![0..n]);
@@ -431,13 +431,19 @@ pub(in crate::ops) fn packed_cuts(l: &Lowering, packing: &Packing) -> Result<Vec
 
 /// Binds rows of a packed matrix, from where [`packed_cuts`] cut it; returns the byte of the binding where they begin.
 pub(in crate::ops) fn packed_bind(l: &Lowering, buf: Buf, packing: &Packing, rows: &Range<usize>) -> (Bind, usize) {
+    let line = packed_line(packing);
     let bytes = match packing.layout {
-        Layout::Tiles => {
-            let tile = packing.tile_bytes();
-            rows.start / TILE_ROWS * tile..rows.end.div_ceil(TILE_ROWS) * tile
-        }
-        Layout::Rows => rows.start * packing.row_bytes()..rows.end * packing.row_bytes(),
+        Layout::Tiles => rows.start / TILE_ROWS * line..rows.end.div_ceil(TILE_ROWS) * line,
+        Layout::Rows => rows.start * line..rows.end * line,
     };
     let (bind, _) = l.window(buf, bytes.start as u64..bytes.end as u64, false);
     (bind, bytes.start - bind.offset as usize)
+}
+
+/// Bytes of a row of a packed matrix, or of a tile.
+pub(in crate::ops) fn packed_line(packing: &Packing) -> usize {
+    match packing.layout {
+        Layout::Tiles => packing.tile_bytes(),
+        Layout::Rows => packing.row_bytes(),
+    }
 }

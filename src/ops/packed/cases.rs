@@ -43,7 +43,9 @@ fn product(packing: Packing, activations: Activations, m: usize, epilogue: Epilo
         operands.push(Sample::normal(&[m, packing.rows]));
     }
     let label = format!("m {m} {}{}", label(&packing), if int8 { " int8" } else { "" });
-    let case = Case::new(label, PackedLinear { packing, activations, epilogue }, operands);
+    // Sums of many terms of which the smallest weight is not 0 are large before they are small.
+    let ulps = 4.0 + packing.columns as f64 / 64.0;
+    let case = Case::new(label, PackedLinear { packing, activations, epilogue }, operands).ulps(ulps);
     // What a rounded x changes by has no derivative.
     if int8 { case.forward_only() } else { case }
 }
@@ -64,53 +66,48 @@ pub fn linear() -> Vec<Case> {
     for format in Format::ALL {
         let [several, one] = widths(format);
         for packing in packings(format, 17, several) {
-            for activations in [Activations::F32, Activations::Int8] {
-                cases.push(product(packing, activations, 1, plain));
-                cases.push(product(packing, activations, 33, plain));
-            }
-            cases.push(product(packing, Activations::F32, 4, plain));
+            cases.push(product(packing, Activations::F32, 1, plain));
+            cases.push(product(packing, Activations::F32, 33, plain));
         }
-        for packing in packings(format, 5, one) {
-            cases.push(product(packing, Activations::Int8, 3, plain));
+        if let Ok(packing) = Packing::fastest(format, 5, one) {
+            cases.push(product(packing, Activations::Int8, 1, plain));
+            cases.push(product(packing, Activations::Int8, 9, plain));
         }
     }
-    for format in [Format::Q8_0, Format::Q4_0, Format::Int8Row, Format::Q6K] {
+    for format in [Format::Q8_0, Format::Q4_0, Format::Int8Row] {
         let [several, one] = widths(format);
         for (n, m) in [(1, 1), (15, 2), (16, 5), (33, 3), (31, 4), (70, 9)] {
-            let packing = Packing::fastest(format, n, if n % 2 == 0 { one } else { several });
-            for activations in [Activations::F32, Activations::Int8] {
-                cases.extend(packing.clone().map(|p| product(p, activations, m, plain)));
+            if let Ok(packing) = Packing::fastest(format, n, if n % 2 == 0 { one } else { several }) {
+                let both = [Activations::F32, Activations::Int8];
+                cases.extend(both.map(|activations| product(packing, activations, m, plain)));
             }
         }
     }
-    for format in [Format::Q8_0, Format::Nf4] {
-        for layout in [Layout::Rows, Layout::Tiles] {
-            // More than 1 MiB, few rows and many; sums that are added up in parts.
-            let large = |n, k| Packing { format, layout, rows: n, columns: k };
-            cases.push(product(large(2100, 1024), Activations::F32, 1, plain).forward_only());
-            cases.push(product(large(2100, 1024), Activations::Int8, 2, plain).forward_only());
-            cases.push(product(large(1100, 1984), Activations::F32, 9, plain).forward_only());
-            cases.push(product(large(9, 3008), Activations::F32, 9, plain));
-        }
-        let rows = Packing { format, layout: Layout::Tiles, rows: 24, columns: 64 };
-        for activation in [Activation::None, Activation::GeluErf] {
-            for (m, activations) in [(2, Activations::F32), (18, Activations::F32), (3, Activations::Int8)] {
-                let epilogue = Epilogue { bias: Some(2), activation, residual: Some(3) };
-                cases.push(product(rows, activations, m, epilogue).ulps(32.0));
-            }
+    for layout in [Layout::Rows, Layout::Tiles] {
+        // More than 1 MiB, few rows and many; sums that are added up in parts.
+        let large = |n, k| Packing { format: Format::Q8_0, layout, rows: n, columns: k };
+        cases.push(product(large(2100, 1024), Activations::F32, 1, plain).forward_only());
+        cases.push(product(large(2100, 1024), Activations::Int8, 1, plain).forward_only());
+        cases.push(product(large(1100, 1984), Activations::F32, 9, plain).forward_only());
+        cases.push(product(large(9, 3008), Activations::F32, 9, plain));
+    }
+    let packing = Packing { format: Format::Q8_0, layout: Layout::Tiles, rows: 24, columns: 64 };
+    for activation in [Activation::None, Activation::GeluErf] {
+        for (m, activations) in [(1, Activations::F32), (18, Activations::F32), (3, Activations::Int8)] {
+            let epilogue = Epilogue { bias: Some(2), activation, residual: Some(3) };
+            cases.push(product(packing, activations, m, epilogue).ulps(32.0));
         }
     }
     cases.extend(extremes());
-    let packing = Packing { format: Format::Q4_0, layout: Layout::Tiles, rows: 6, columns: 32 };
     let op = PackedLinear::new(packing, Activations::F32);
-    cases.push(Case::new("x [2, 3, 32]", op, vec![Sample::normal(&[2, 3, 32]), random(&packing)]));
+    cases.push(Case::new("x [2, 3, 64]", op, vec![Sample::normal(&[2, 3, 64]), random(&packing)]));
     cases
 }
 
 /// All scales 0, all scales the greatest, and activations whose blocks are zeros, tiny and ties.
 fn extremes() -> Vec<Case> {
     let mut cases = Vec::new();
-    for format in [Format::Q8_0, Format::Q4_0, Format::Int4Group(128), Format::Nf4] {
+    for format in [Format::Q8_0, Format::Q4_0, Format::Nf4] {
         for (name, scale) in [("zero", 0.0), ("greatest", 65504.0)] {
             for packing in packings(format, 18, 128) {
                 let mut rows = random_rows(format, 18, 128, 9);
@@ -118,12 +115,12 @@ fn extremes() -> Vec<Case> {
                 for block in rows.chunks_exact_mut(block) {
                     block[..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
                 }
-                for activations in [Activations::F32, Activations::Int8] {
-                    let mut case = product(packing, activations, 2, Epilogue::default()).forward_only();
-                    case.inputs[1] = operand(&packing, &rows);
-                    case.label += &format!(", {name} scales");
-                    cases.push(case);
-                }
+                let int8 = packing.layout == Layout::Tiles;
+                let activations = if int8 { Activations::Int8 } else { Activations::F32 };
+                let mut case = product(packing, activations, 1, Epilogue::default()).forward_only();
+                case.inputs[1] = operand(&packing, &rows);
+                case.label += &format!(", {name} scales");
+                cases.push(case);
             }
         }
     }
@@ -145,7 +142,7 @@ pub fn embedding() -> Vec<Case> {
         Case::new(format!("{} by {ids:?}", label(&packing)), PackedEmbedding { packing }, operands).forward_only()
     };
     let mut cases = Vec::new();
-    for format in Format::ALL {
+    for format in [Format::F16, Format::Int8Row, Format::Q4_0, Format::Q6K] {
         let [several, one] = widths(format);
         cases.extend(packings(format, 21, several).into_iter().map(|p| case(p, &[2, 9])));
         cases.extend(packings(format, 1, one).into_iter().map(|p| case(p, &[])));
@@ -163,7 +160,7 @@ pub fn unpack() -> Vec<Case> {
     for format in Format::ALL {
         let [several, one] = widths(format);
         cases.extend(packings(format, 33, several).into_iter().map(case));
-        cases.extend(packings(format, 1, one).into_iter().map(case));
+        cases.extend(Packing::fastest(format, 1, one).map(case));
     }
     let large = Packing { format: Format::Q8_0, layout: Layout::Tiles, rows: 2100, columns: 544 };
     cases.push(case(large));

@@ -19,10 +19,9 @@ pub(in crate::ops) fn values(packing: &Packing) -> Value {
     let levels: Vec<String> = NF4.iter().map(|level| format!("{level:?}")).collect();
     let levels = if packing.format == Format::Nf4 { levels } else { vec![] };
     let tiles = packing.layout == Layout::Tiles;
-    let (tile_words, scales_at) = if tiles { (packing.tile_bytes() / 4, packing.scales_at() / 4) } else { (0, 0) };
     // The length of rows is no part of the shader where its parameters say it.
     let group = if packing.format == Format::Int8Row { 0 } else { group };
-    context! { format, group, levels, tiles, tile_words, scales_at }
+    context! { format, group, levels, tiles }
 }
 
 pub(super) fn linear(op: &PackedLinear, dims: Dims, l: &mut Lowering) -> Result<(), Unsupported> {
@@ -69,7 +68,7 @@ pub(super) fn rows(packing: &Packing, ids: bool, l: &mut Lowering) -> Result<(),
                 binds.push(l.read(Buf::In(1)));
             }
             let params = Params::new().u32(out.len()).u32(columns).u32(out.start).u32(part.start).u32(part.len());
-            let params = params.u32(count).u32(packing.row_bytes()).u32(at);
+            let params = params.u32(count).u32(gpu::packed_line(packing)).u32(at);
             let variables = merge_maps([context! { quads, ids => usize::from(ids) }, values(packing)]);
             let groups = l.line((out.len() * columns.div_ceil(4)).div_ceil(64));
             let label = if ids { "packed/gather" } else { "packed/unpack" };
