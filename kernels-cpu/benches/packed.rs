@@ -33,8 +33,8 @@ fn read(x: &[f32]) {
     par_rows(x.len() / PART, PART, |parts| {
         for i in parts {
             // SAFETY: parts are disjoint.
-            unsafe { out.slice(i..i + 1) }
-            [0] = sum(&x[i * PART..][..PART]);
+            let out = unsafe { out.slice(i..i + 1) };
+            out[0] = sum(&x[i * PART..][..PART]);
         }
     });
     black_box(sums);
