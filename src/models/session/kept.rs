@@ -2,7 +2,7 @@
 //! run of the plan for one token. Several texts can be read side by side.
 
 use super::{Ready, Session, graphs};
-use crate::device::Work;
+use crate::device::{CallTime, Work};
 use crate::graph::Plan;
 use crate::nn::{CacheShape, PLACE, POSITIONS};
 use crate::tensor::{DType, HostTensor, TensorType};
@@ -179,6 +179,17 @@ impl Session {
         }
         let work = |(segment, times)| Ok((self.kept_plan(segment, Wants::Last)?.plan.work.clone(), times));
         works.into_iter().map(work).collect()
+    }
+
+    /// Median seconds of every kernel of a run of `tokens` tokens, after a text of `read` tokens. What was read is forgotten.
+    pub fn profile_kept(&mut self, read: usize, tokens: usize, runs: usize) -> Result<Vec<CallTime>> {
+        self.begin_kept(1)?;
+        self.advance_kept(&[vec![0; read]])?;
+        let segment = next_segment(tokens, self.cache_shape().longest);
+        self.run_kept(&[&vec![0; tokens.min(segment)]], segment, Wants::Last)?;
+        let times = self.kept_plan(segment, Wants::Last)?.run.profile(runs)?;
+        self.begin_kept(1)?;
+        Ok(times)
     }
 
     /// Makes the plan for runs of `tokens` tokens, so that the first text does not wait for it.
