@@ -23,10 +23,10 @@ pub enum CacheType {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ActivationType {
-    /// Products in f32
-    #[default]
+    /// Left as they are
     F32,
-    /// Rounded to int8 in blocks of 32: faster with 8-bit and 4-bit weights
+    /// Rounded to int8 in blocks of 32, as llama.cpp does: products with 8-bit and 4-bit weights are sums of integers then
+    #[default]
     Int8,
 }
 
@@ -58,7 +58,7 @@ pub struct ModelOptions {
     /// Keep no keys and values: read the whole text again for every token
     #[arg(long)]
     pub no_cache: bool,
-    /// What products with quantised weights do with the other operand
+    /// What products with weights of 8-bit or 4-bit integers do with their other operand
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub activations: ActivationType,
     /// Keep quantised weights as f32 in memory

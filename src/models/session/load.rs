@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub struct Storing {
     /// Everything becomes f32, as training and 16-bit storage of activations need it.
     pub widened: bool,
-    /// What products with quantised matrices do with their other operand.
+    /// What products with matrices of 8-bit and 4-bit integers do with their other operand; it is left alone by other products.
     pub activations: Activations,
 }
 
@@ -64,7 +64,10 @@ fn matrices(model: &dyn LanguageModel, source: &dyn WeightSource, storing: Stori
         }
         let packing = Packing::fastest(found.format, p.shape[0], p.shape[1]);
         let packing = packing.map_err(|e| damaged(source, &p.name, e))?;
-        stored.insert(p.name.clone(), Stored { packing, activations: storing.activations });
+        // Of other formats products are no faster in integers.
+        let integers = packing.layout == Layout::Tiles && found.format != Format::Nf4;
+        let activations = if integers { storing.activations } else { Activations::F32 };
+        stored.insert(p.name.clone(), Stored { packing, activations });
     }
     Ok(Arc::new(stored))
 }
