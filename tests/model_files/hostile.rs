@@ -161,6 +161,8 @@ fn gguf_metadata_that_cannot_be_is_refused_by_its_key() {
         ("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(f32::NAN), "llama.attention.layer_norm_rms_epsilon"),
         ("llama.expert_count", GgufValue::U32(8), "llama.expert_count"),
         ("llama.rope.scaling.type", text("longrope"), "llama.rope.scaling.type"),
+        ("llama.rope.scaling.attn_factor", GgufValue::F32(2.0), "llama.rope.scaling.attn_factor"),
+        ("llama.attention.causal", GgufValue::Bool(false), "llama.attention.causal"),
         ("llama.rope.freq_base", GgufValue::F32(0.0), "llama.rope.freq_base"),
         ("llama.rope.dimension_count", GgufValue::U32(100), "rope_dims"),
         ("llama.feed_forward_length", GgufValue::U32(64), "`blk.0.ffn_gate.weight` has shape [48, 32]"),

@@ -1,16 +1,13 @@
 //! Checkpoints of this program, written for others.
 
 use crate::common::{difference, session};
-use lynx_gpu::config::{
-    FeedForward, GptConfig, LlamaConfig, ModelConfig, Norm, OptimizerConfig, Positions, RopeLayout, RopeScaling,
-};
+use lynx_gpu::config::{FeedForward, GptConfig, LlamaConfig, ModelConfig, Norm, Positions, RopeLayout, RopeScaling};
 use lynx_gpu::device::Device;
 use lynx_gpu::infer::NextToken;
 use lynx_gpu::models::files;
 use lynx_gpu::models::files::write::{Target, WriteOptions, write};
-use lynx_gpu::models::{Session, setup};
+use lynx_gpu::models::setup;
 use lynx_gpu::tokenizer::{ByteTokenizer, SpecialTokens, Tokenizer};
-use lynx_gpu::train::model::TrainModel;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::{Path, PathBuf};
 
@@ -23,10 +20,7 @@ fn checkpoint(folder: &Path, mut config: ModelConfig) -> PathBuf {
         ModelConfig::Coeus(_) => {}
     }
     std::fs::create_dir_all(folder).unwrap();
-    let model = setup::model(&config).unwrap();
-    let mut session =
-        Session::for_inference(model, tokenizer.clone(), OptimizerConfig::default(), Device::Cpu, 3).unwrap();
-    let weights = session.state().unwrap().weights;
+    let weights = setup::model(&config).unwrap().parameters().unwrap();
     let bytes: Vec<Vec<u8>> = weights
         .iter()
         .map(|w| {
@@ -124,5 +118,27 @@ fn models_that_no_other_program_has_are_refused_with_what_would_do() {
             assert!(message.contains("two kinds can be written") && message.contains("rmsnorm"), "{name}: {message}");
             assert!(!path.exists());
         }
+    }
+}
+
+#[test]
+fn a_checkpoint_with_sizes_that_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (key, value, says) in [
+        ("layers", serde_json::json!(1u64 << 40), "sizes that no model has"),
+        ("width", serde_json::json!(u64::MAX), "sizes that no model has"),
+        ("width", serde_json::json!(-1), "width"),
+        ("heads", serde_json::json!(5), "not divisible"),
+        ("layers", serde_json::json!(3), "are missing"),
+        ("ff_width", serde_json::json!(100), "asks for [100, 32]"),
+        ("vocab_size", serde_json::json!(100), "259 tokens"),
+    ] {
+        let own = checkpoint(&dir.path().join("own"), ModelConfig::Gpt(gpt()));
+        let path = own.join("config.json");
+        let mut config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config[key] = value.clone();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let message = files::open(&own).err().unwrap_or_else(|| panic!("{key} = {value} was taken")).to_string();
+        assert!(message.contains(says) && message.contains("own"), "{key} = {value}: {message}");
     }
 }

@@ -150,6 +150,9 @@ fn llama(keys: &Keys) -> Result<LlamaConfig> {
     if keys.size("attention.value_length", 1)?.unwrap_or(head_dim) != head_dim {
         return Err(keys.bad("attention.value_length", "differs from key_length, which is not supported"));
     }
+    if keys.find::<bool>("attention.causal")? == Some(false) {
+        return Err(keys.bad("attention.causal", "= false is not supported: tokens see only those before them here"));
+    }
     let layers = keys.needed("block_count")?;
     let has = |name: &str| file.find(name).is_some();
     let mut c = LlamaConfig {
@@ -214,6 +217,11 @@ fn rope(keys: &Keys, c: &mut LlamaConfig) -> Result<()> {
     c.rope_dims = keys.size("rope.dimension_count", 1)?.unwrap_or(c.head_dim);
     let factor = keys.positive("rope.scaling.factor")?.or(keys.positive("rope.scale_linear")?);
     let kind = keys.find::<&str>("rope.scaling.type")?;
+    const MAGNITUDE: &str = "rope.scaling.attn_factor";
+    let magnitude = keys.positive(MAGNITUDE)?.filter(|&more| more != 1.0);
+    if magnitude.is_some() && kind != Some("yarn") {
+        return Err(keys.bad(MAGNITUDE, "is supported with rope.scaling.type = 'yarn' only"));
+    }
     match (kind, factor) {
         (Some("none"), _) | (None, None) => {}
         (Some("linear") | None, Some(factor)) if factor != 1.0 => {
@@ -230,7 +238,7 @@ fn rope(keys: &Keys, c: &mut LlamaConfig) -> Result<()> {
                 return Err(keys.bad("rope.scaling.yarn_ext_factor", format!("= {one} is not supported; 1 is")));
             }
             // llama.cpp multiplies the usual factor by this one.
-            if let Some(more) = keys.positive("rope.scaling.attn_factor")?.filter(|&more| more != 1.0) {
+            if let Some(more) = magnitude {
                 c.rope_attention_factor = more * yarn_magnitude(c.rope_factor);
             }
         }

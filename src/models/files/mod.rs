@@ -150,8 +150,9 @@ pub fn detect(path: &Path) -> Result<FileFormat> {
     file.take(64).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
     match head[..] {
         [b'G', b'G', b'U', b'F', ..] => Ok(FileFormat::Gguf),
-        // A length of less than 2^32 and a JSON object: safetensors; it is a part of a folder.
-        [_, _, _, _, 0, 0, 0, 0, b'{', ..] | [b'{', ..] if folder_of(path).join(hf::CONFIG).is_file() => {
+        // A length of less than 2^32 and a JSON object: safetensors; it is a part of a folder, as is what describes it.
+        [_, _, _, _, 0, 0, 0, 0, b'{', ..] if folder_of(path).join(hf::CONFIG).is_file() => detect(&folder_of(path)),
+        [b'{', ..] if [hf::CONFIG, formats::safetensors::INDEX].iter().any(|name| path.ends_with(name)) => {
             detect(&folder_of(path))
         }
         [b'2', b'4', b'k', b'a', ..] => Ok(FileFormat::Llama2c),
