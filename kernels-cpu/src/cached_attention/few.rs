@@ -1,7 +1,7 @@
 //! Few query rows: keys and values are read once, where they lie.
 
 use super::stored::{Element, Lanes16, Stored};
-use super::{FEW_ROWS, Finish, Work, cap};
+use super::{FEW_ROWS, Finish, Tile, Work, cap};
 use crate::attention::{exponentiate, take, with_scratch};
 use crate::math;
 use crate::register::with_register;
@@ -14,10 +14,10 @@ const TILE: usize = 64;
 pub(super) fn run(work: &Work, finish: impl Finish) {
     let (d, rows) = (work.shape.head_dim, work.rows.len());
     debug_assert!(rows <= FEW_ROWS);
-    with_scratch(rows * d + TILE, |scratch| {
+    with_scratch(rows * d + 2 * TILE, |scratch| {
         let mut rest = scratch;
         let acc = take(&mut rest, rows * d);
-        let scores = take(&mut rest, TILE);
+        let scores = take(&mut rest, 2 * TILE);
         let mut ends = [[f32::MIN, 0.0]; FEW_ROWS];
         acc.fill(0.0);
         read(work, scores, acc, &mut ends);
@@ -55,117 +55,176 @@ fn each_tile<V: Isa, E: Element>(
     for tile in work.tiles(TILE) {
         let elements = tile.vector * d..(tile.vector + tile.len) * d;
         let (keys, values) = (&k[elements.clone()], &v[elements]);
-        let [key_scales, value_scales] = scales.map(|s| s.map(|s| &s[tile.vector..][..tile.len]));
-        for (i, row) in work.rows.clone().enumerate() {
-            let seen = work.visible_in(row, &tile);
-            if seen.is_empty() {
-                continue;
-            }
-            let query = &work.q[work.row_at(row)..][..d];
-            let scores = &mut scores[..tile.len.next_multiple_of(LANES)];
-            with_register!(V, dots::<E>(query, keys, &mut scores[..tile.len]));
-            let scale = work.shape.scale;
-            match key_scales {
-                Some(s) => scores.iter_mut().zip(s).for_each(|(x, s)| *x *= scale * s),
-                None => scores[..tile.len].iter_mut().for_each(|x| *x *= scale),
-            }
-            if let Some(most) = work.shape.softcap {
-                cap::<V>(&mut scores[..tile.len], most);
-            }
-            let [max, sum] = &mut ends[i];
-            let acc = &mut acc[i * d..][..d];
-            let (new_max, tile_sum) = with_register!(V, exponentiate(scores, &seen, *max));
-            if new_max != *max {
-                let shrink = math::exp::<V>(*max - new_max);
-                *sum *= shrink;
-                acc.iter_mut().for_each(|x| *x *= shrink);
-                *max = new_max;
-            }
-            *sum += tile_sum;
-            if let Some(s) = value_scales {
-                scores.iter_mut().zip(s).for_each(|(x, s)| *x *= s);
-            }
-            with_register!(V, weigh::<E>(&scores[seen.clone()], &values[seen.start * d..seen.end * d], acc));
+        let scales = scales.map(|s| s.map(|s| &s[tile.vector..][..tile.len]));
+        // Two rows take what is loaded, and widened, once.
+        let mut rows = work.rows.clone();
+        while rows.len() > 1 {
+            let i = rows.start - work.rows.start;
+            let (acc, ends) = (&mut acc[i * d..(i + 2) * d], &mut ends[i..i + 2]);
+            some_rows::<V, E, 2>(work, rows.start, &tile, keys, values, scales, scores, acc, ends);
+            rows.start += 2;
+        }
+        if !rows.is_empty() {
+            let i = rows.start - work.rows.start;
+            let (acc, ends) = (&mut acc[i * d..(i + 1) * d], &mut ends[i..=i]);
+            some_rows::<V, E, 1>(work, rows.start, &tile, keys, values, scales, scores, acc, ends);
         }
     }
 }
 
-/// `scores[j] = query . keys[j]`, keys one after another.
+/// Takes a tile into `ROWS` rows from `first` on.
 #[inline(always)]
-fn dots<R: Lanes16, E: Element>(query: &[f32], keys: &[E], scores: &mut [f32]) {
-    let (d, n) = (query.len(), scores.len());
-    assert!(keys.len() >= n * d, "as many keys as scores");
-    let (q, mut k, mut to, mut left) = (query.as_ptr(), keys.as_ptr(), scores.as_mut_ptr(), n);
+#[allow(clippy::too_many_arguments)]
+fn some_rows<V: Isa, E: Element, const ROWS: usize>(
+    work: &Work,
+    first: usize,
+    tile: &Tile,
+    keys: &[E],
+    values: &[E],
+    [key_scales, value_scales]: [Option<&[f32]>; 2],
+    scores: &mut [f32],
+    acc: &mut [f32],
+    ends: &mut [[f32; 2]],
+) {
+    let (d, scale) = (work.shape.head_dim, work.shape.scale);
+    let (mut queries, mut none) = ([&work.q[..d]; ROWS], true);
+    for (i, query) in queries.iter_mut().enumerate() {
+        *query = &work.q[work.row_at(first + i)..][..d];
+        none &= work.visible_in(first + i, tile).is_empty();
+    }
+    if none {
+        return;
+    }
+    with_register!(V, dots::<E, ROWS>(queries, keys, scores, tile.len));
+    for i in 0..ROWS {
+        let seen = work.visible_in(first + i, tile);
+        let scores = &mut scores[i * TILE..][..tile.len.next_multiple_of(LANES)];
+        if seen.is_empty() {
+            scores.fill(0.0);
+            continue;
+        }
+        match key_scales {
+            Some(s) => scores.iter_mut().zip(s).for_each(|(x, s)| *x *= scale * s),
+            None => scores[..tile.len].iter_mut().for_each(|x| *x *= scale),
+        }
+        if let Some(most) = work.shape.softcap {
+            cap::<V>(&mut scores[..tile.len], most);
+        }
+        let [max, sum] = &mut ends[i];
+        let (new_max, tile_sum) = with_register!(V, exponentiate(scores, &seen, *max));
+        if new_max != *max {
+            let shrink = math::exp::<V>(*max - new_max);
+            *sum *= shrink;
+            acc[i * d..(i + 1) * d].iter_mut().for_each(|x| *x *= shrink);
+            *max = new_max;
+        }
+        *sum += tile_sum;
+        if let Some(s) = value_scales {
+            scores.iter_mut().zip(s).for_each(|(x, s)| *x *= s);
+        }
+    }
+    with_register!(V, weigh::<E, ROWS>(scores, values, tile.len, acc));
+}
+
+/// `scores[i * TILE + j] = queries[i] . keys[j]` for `n` keys, one after another.
+#[inline(always)]
+fn dots<R: Lanes16, E: Element, const ROWS: usize>(queries: [&[f32]; ROWS], keys: &[E], scores: &mut [f32], n: usize) {
+    let d = queries[0].len();
+    assert!(n <= TILE && keys.len() >= n * d && scores.len() >= ROWS * TILE, "room for all products");
+    let (mut k, mut to, mut left) = (keys.as_ptr(), scores.as_mut_ptr(), n);
     // SAFETY: (whole body) keys and scores are counted down together.
     unsafe {
-        while left >= R::KEYS {
-            if R::KEYS == 16 {
-                some::<R, E, 16>(q, k, d, to)
-            } else {
-                some::<R, E, 4>(q, k, d, to)
+        let step = R::SUMS / ROWS;
+        while left >= step {
+            match step {
+                16 => some_keys::<R, E, ROWS, 16>(&queries, k, d, to),
+                8 => some_keys::<R, E, ROWS, 8>(&queries, k, d, to),
+                4 => some_keys::<R, E, ROWS, 4>(&queries, k, d, to),
+                _ => some_keys::<R, E, ROWS, 2>(&queries, k, d, to),
             }
-            (k, to, left) = (k.add(R::KEYS * d), to.add(R::KEYS), left - R::KEYS);
-        }
-        while left >= 4 {
-            some::<R, E, 4>(q, k, d, to);
-            (k, to, left) = (k.add(4 * d), to.add(4), left - 4);
+            (k, to, left) = (k.add(step * d), to.add(step), left - step);
         }
         for _ in 0..left {
-            some::<R, E, 1>(q, k, d, to);
+            some_keys::<R, E, ROWS, 1>(&queries, k, d, to);
             (k, to) = (k.add(d), to.add(1));
         }
     }
 }
 
-/// The products of a query with `N` keys.
+/// The products of each query with `N` keys.
 ///
 /// # Safety
-/// `q` is valid for `d` reads, `k` for `N * d`, `to` for `N` writes.
+/// Each of `queries` has `d` floats, `k` is valid for `N * d` reads, `to` for `N` writes and again [`TILE`] further for every other query.
 #[inline(always)]
-unsafe fn some<R: Lanes16, E: Element, const N: usize>(q: *const f32, k: *const E, d: usize, to: *mut f32) {
-    let mut acc = [R::splat(0.0); N];
+unsafe fn some_keys<R: Lanes16, E: Element, const ROWS: usize, const N: usize>(
+    queries: &[&[f32]; ROWS],
+    k: *const E,
+    d: usize,
+    to: *mut f32,
+) {
+    let mut acc = [[R::splat(0.0); ROWS]; N];
     let whole = d / R::WIDTH * R::WIDTH;
     // SAFETY: the contract.
     unsafe {
         for c in (0..whole).step_by(R::WIDTH) {
-            let q = R::load(q.add(c));
+            let mut q = [R::splat(0.0); ROWS];
+            for (q, query) in q.iter_mut().zip(queries) {
+                *q = R::load(query.as_ptr().add(c));
+            }
             for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = acc.accumulate(q, E::load(k.add(j * d + c)));
+                let k = E::load(k.add(j * d + c));
+                for (acc, q) in acc.iter_mut().zip(q) {
+                    *acc = acc.accumulate(q, k);
+                }
             }
         }
         if whole < d {
-            let q = R::load_partial(q.add(whole), d - whole, 0.0);
+            let mut q = [R::splat(0.0); ROWS];
+            for (q, query) in q.iter_mut().zip(queries) {
+                *q = R::load_partial(query.as_ptr().add(whole), d - whole, 0.0);
+            }
             for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = acc.accumulate(q, E::load_partial(k.add(j * d + whole), d - whole));
+                let k = E::load_partial(k.add(j * d + whole), d - whole);
+                for (acc, q) in acc.iter_mut().zip(q) {
+                    *acc = acc.accumulate(q, k);
+                }
             }
         }
-        R::store_sums(acc, to);
+        R::store_sums(acc, to, TILE);
     }
 }
 
-/// `acc += sum over j of weights[j] values[j]`, values one after another.
+/// `acc[i] += sum over j of scores[i * TILE + j] values[j]` for `n` values, one after another.
 #[inline(always)]
-fn weigh<R: Lanes16, E: Element>(weights: &[f32], values: &[E], acc: &mut [f32]) {
-    let (d, n) = (acc.len(), weights.len());
-    assert!(values.len() >= n * d, "as many values as weights");
-    let (v, acc) = (values.as_ptr(), acc.as_mut_ptr());
+fn weigh<R: Lanes16, E: Element, const ROWS: usize>(scores: &[f32], values: &[E], n: usize, acc: &mut [f32]) {
+    let d = acc.len() / ROWS;
+    assert!(n <= TILE && values.len() >= n * d && scores.len() >= ROWS * TILE, "a weight for each value");
+    let (w, v, acc) = (scores.as_ptr(), values.as_ptr(), acc.as_mut_ptr());
     let mut c = 0;
     // SAFETY: (whole body) `c` plus what is handled stays within `d`.
     unsafe {
         while c + 4 * R::WIDTH <= d {
-            columns::<R, E, 4>(weights, v.add(c), d, acc.add(c));
+            columns::<R, E, ROWS, 4>(w, v.add(c), n, d, acc.add(c));
             c += 4 * R::WIDTH;
         }
         while c + R::WIDTH <= d {
-            columns::<R, E, 1>(weights, v.add(c), d, acc.add(c));
+            columns::<R, E, ROWS, 1>(w, v.add(c), n, d, acc.add(c));
             c += R::WIDTH;
         }
         if c < d {
-            let mut sum = R::load_partial(acc.add(c), d - c, 0.0);
-            for (j, &w) in weights.iter().enumerate() {
-                sum = sum.accumulate(R::splat(w), E::load_partial(v.add(j * d + c), d - c));
+            let mut sums = [R::splat(0.0); ROWS];
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = R::load_partial(acc.add(r * d + c), d - c, 0.0);
             }
-            sum.store_partial(acc.add(c), d - c);
+            for j in 0..n {
+                let v = E::load_partial(v.add(j * d + c), d - c);
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = sum.accumulate(R::splat(*w.add(r * TILE + j)), v);
+                }
+            }
+            for (r, sum) in sums.into_iter().enumerate() {
+                sum.store_partial(acc.add(r * d + c), d - c);
+            }
         }
     }
 }
@@ -173,20 +232,39 @@ fn weigh<R: Lanes16, E: Element>(weights: &[f32], values: &[E], acc: &mut [f32])
 /// [`weigh`] for `N` registers' worth of columns.
 ///
 /// # Safety
-/// They are there in every value and in `acc`.
+/// They are there in each of the `n` values and in each row of `acc`; weights are there for all values.
 #[inline(always)]
-unsafe fn columns<R: Lanes16, E: Element, const N: usize>(weights: &[f32], v: *const E, d: usize, acc: *mut f32) {
+unsafe fn columns<R: Lanes16, E: Element, const ROWS: usize, const N: usize>(
+    w: *const f32,
+    v: *const E,
+    n: usize,
+    d: usize,
+    acc: *mut f32,
+) {
     // SAFETY: the contract.
     unsafe {
-        let mut sums: [R; N] = std::array::from_fn(|i| R::load(acc.add(i * R::WIDTH)));
-        for (j, &w) in weights.iter().enumerate() {
-            let w = R::splat(w);
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = sum.accumulate(w, E::load(v.add(j * d + i * R::WIDTH)));
+        let mut sums = [[R::splat(0.0); ROWS]; N];
+        for (i, sums) in sums.iter_mut().enumerate() {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = R::load(acc.add(r * d + i * R::WIDTH));
             }
         }
-        for (i, sum) in sums.into_iter().enumerate() {
-            sum.store(acc.add(i * R::WIDTH));
+        for j in 0..n {
+            let mut weights = [R::splat(0.0); ROWS];
+            for (r, weight) in weights.iter_mut().enumerate() {
+                *weight = R::splat(*w.add(r * TILE + j));
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let v = E::load(v.add(j * d + i * R::WIDTH));
+                for (sum, weight) in sums.iter_mut().zip(weights) {
+                    *sum = sum.accumulate(weight, v);
+                }
+            }
+        }
+        for (i, sums) in sums.into_iter().enumerate() {
+            for (r, sum) in sums.into_iter().enumerate() {
+                sum.store(acc.add(r * d + i * R::WIDTH));
+            }
         }
     }
 }

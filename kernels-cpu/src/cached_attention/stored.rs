@@ -92,8 +92,8 @@ impl Element for i8 {
 
 /// What reading a cache needs of a register beyond [`Vector`].
 pub(super) trait Lanes16: Vector {
-    /// Keys whose products with a query are in registers at a time.
-    const KEYS: usize = 4;
+    /// Sums that are in registers at a time.
+    const SUMS: usize = 4;
 
     /// Sixteen binary16 numbers.
     ///
@@ -103,20 +103,25 @@ pub(super) trait Lanes16: Vector {
     unsafe fn load_f16(p: *const u16) -> Self {
         // SAFETY: the contract, and sixteen floats.
         unsafe {
-            let lanes: [f32; 16] = std::array::from_fn(|i| half::f16_to_f32(*p.add(i)));
+            let mut lanes = [0.0f32; 16];
+            for (i, lane) in lanes.iter_mut().enumerate() {
+                *lane = half::f16_to_f32(*p.add(i));
+            }
             Self::load(lanes.as_ptr())
         }
     }
 
-    /// The sums of `N` (at most 16) registers' lanes, written to `to`.
+    /// The sums of each register's lanes: those of the first row at `to`, of the next `stride` further.
     ///
     /// # Safety
-    /// `to` is valid for `N` writes.
+    /// There is room for `N` numbers a row.
     #[inline(always)]
-    unsafe fn store_sums<const N: usize>(acc: [Self; N], to: *mut f32) {
+    unsafe fn store_sums<const ROWS: usize, const N: usize>(acc: [[Self; ROWS]; N], to: *mut f32, stride: usize) {
         for (i, acc) in acc.into_iter().enumerate() {
-            // SAFETY: the contract.
-            unsafe { *to.add(i) = acc.sum() };
+            for (r, acc) in acc.into_iter().enumerate() {
+                // SAFETY: the contract.
+                unsafe { *to.add(r * stride + i) = acc.sum() };
+            }
         }
     }
 }
@@ -144,7 +149,7 @@ impl Lanes16 for crate::register::Two<crate::register::__m256> {
 #[cfg(target_arch = "x86_64")]
 #[allow(unused_unsafe)]
 impl Lanes16 for crate::register::__m512 {
-    const KEYS: usize = 16;
+    const SUMS: usize = 16;
 
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
@@ -153,20 +158,30 @@ impl Lanes16 for crate::register::__m512 {
     }
 
     #[inline(always)]
-    unsafe fn store_sums<const N: usize>(acc: [Self; N], to: *mut f32) {
-        if N == 16 {
-            // SAFETY: sixteen registers and sixteen floats.
-            unsafe { sums(&*(&raw const acc).cast::<[Self; 16]>()).store(to) };
-            return;
-        }
-        for (i, acc) in acc.into_iter().enumerate() {
-            // SAFETY: the contract.
-            unsafe { *to.add(i) = acc.sum() };
+    unsafe fn store_sums<const ROWS: usize, const N: usize>(acc: [[Self; ROWS]; N], to: *mut f32, stride: usize) {
+        // SAFETY: sixteen registers are summed to as many floats; room is the contract's.
+        unsafe {
+            if ROWS * N == 16 {
+                let all = sums(&*(&raw const acc).cast::<[Self; 16]>());
+                if ROWS == 1 {
+                    return all.store(to);
+                }
+                for (n, x) in all.lanes().into_iter().enumerate() {
+                    *to.add(n % ROWS * stride + n / ROWS) = x;
+                }
+                return;
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                for (r, acc) in acc.into_iter().enumerate() {
+                    *to.add(r * stride + i) = acc.sum();
+                }
+            }
         }
     }
 }
 
-/// Lane i becomes the sum of the lanes of `r[i]`: a transposition that adds what it brings together.
+/// Lane i becomes the sum of the lanes of `r[i]`: a transposition that adds what it brings together. (Loops, not closures: those
+/// are compiled for the least instruction set.)
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 #[allow(unused_unsafe)]
@@ -174,18 +189,22 @@ unsafe fn sums(r: &[std::arch::x86_64::__m512; 16]) -> std::arch::x86_64::__m512
     use std::arch::x86_64::*;
     // SAFETY: AVX-512 F is there, where these registers are.
     unsafe {
-        let add = |a, b| _mm512_add_ps(a, b);
-        let pair = |i: usize| add(_mm512_unpacklo_ps(r[i], r[i + 1]), _mm512_unpackhi_ps(r[i], r[i + 1]));
-        let quad = |i: usize| {
-            let (a, b) = (_mm512_castps_pd(pair(i)), _mm512_castps_pd(pair(i + 2)));
-            add(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
-        };
+        let (mut pairs, mut quads, mut eights) = ([r[0]; 8], [r[0]; 4], [r[0]; 2]);
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            let (a, b) = (r[2 * i], r[2 * i + 1]);
+            *pair = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        }
+        for (i, quad) in quads.iter_mut().enumerate() {
+            let (a, b) = (_mm512_castps_pd(pairs[2 * i]), _mm512_castps_pd(pairs[2 * i + 1]));
+            let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+            *quad = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        }
         // Quarters of a quad hold parts of the same four sums.
-        let eight = |i: usize| {
-            let (a, b) = (quad(i), quad(i + 4));
-            add(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
-        };
-        let (a, b) = (eight(0), eight(8));
-        add(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
+        for (i, eight) in eights.iter_mut().enumerate() {
+            let (a, b) = (quads[2 * i], quads[2 * i + 1]);
+            *eight = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+        }
+        let [a, b] = eights;
+        _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))
     }
 }
