@@ -29,7 +29,7 @@ const LEGACY_HEADER: u64 = 28;
 const HEADER: u64 = 256;
 /// More than any model has: sizes stay far from overflow, and lists of tensors short.
 const MAX_LAYERS: usize = 4096;
-const MAX_SIZE: usize = 1 << 24;
+const MAX_SIZE: usize = 1 << 20;
 
 /// What the header says of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +100,8 @@ struct Slot {
     matrix: bool,
 }
 
+/// What the names of a layer's tensors begin with.
+const LAYERS: &str = "layers.";
 /// Names of the rotation's tables, which legacy files carry and nothing needs.
 const TABLES: [&str; 2] = ["freqs_cos", "freqs_sin"];
 
@@ -109,7 +111,7 @@ fn layout(config: &Config, version: Version) -> Vec<Slot> {
     let kv = config.kv_dim();
     let one = |name: &str, shape: &[usize]| Slot { name: name.into(), shape: shape.to_vec(), matrix: shape.len() == 2 };
     let layers = |name: &str, shape: &[usize]| -> Vec<Slot> {
-        (0..config.layers).map(|l| one(&format!("layers.{l}.{name}.weight"), shape)).collect()
+        (0..config.layers).map(|l| one(&format!("{LAYERS}{l}.{name}.weight"), shape)).collect()
     };
     let embedding = one("tok_embeddings.weight", &[vocab, dim]);
     let attention_norms = layers("attention_norm", &[dim]);

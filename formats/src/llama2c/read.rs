@@ -1,6 +1,6 @@
 //! Reading models of llama2.c.
 
-use super::{Config, HEADER, LEGACY_HEADER, MAGIC, Version, layout};
+use super::{Config, HEADER, LAYERS, LEGACY_HEADER, MAGIC, Slot, Version, layout};
 use crate::cursor::Cursor;
 use crate::{Error, Result, Source};
 use std::collections::HashMap;
@@ -78,38 +78,20 @@ impl File {
         let name = source.name();
         let (config, version) = header(name, source.bytes())?;
         let mut at = if version == Version::Legacy { LEGACY_HEADER } else { HEADER };
+        let (total, len) = (at + data_len(name, &config, version)?, source.bytes().len() as u64);
+        if total != len {
+            let what = format!(
+                "a {version:?} model with {config:?} has {total} bytes, but the file has {len}: \
+                 it is no llama2.c model, or was cut or damaged"
+            );
+            return Err(Error::damaged(name, total.min(len), what));
+        }
         let (mut tensors, mut index) = (Vec::new(), HashMap::new());
-        let len = source.bytes().len() as u64;
         for slot in layout(&config, version) {
-            // below 2^48 elements, by the limits of the sizes
-            let elements: u64 = slot.shape.iter().map(|&d| d as u64).product();
-            let (group, bytes) = match version {
-                Version::V2 { group } if slot.matrix => {
-                    if !elements.is_multiple_of(group as u64) {
-                        let what = format!("'{}' {:?} is not whole groups of {group}", slot.name, slot.shape);
-                        return Err(Error::damaged(name, 0, what));
-                    }
-                    (Some(group), elements + 4 * (elements / group as u64))
-                }
-                _ => (None, 4 * elements),
-            };
-            if at + bytes > len {
-                let what = format!(
-                    "'{}' of a {version:?} model with {config:?} ends beyond the file's {len} bytes: \
-                     it is no llama2.c model, or was cut short",
-                    slot.name
-                );
-                return Err(Error::damaged(name, at, what));
-            }
+            let (group, bytes) = stored(name, &slot, version)?;
             index.insert(slot.name.clone(), tensors.len());
             tensors.push(Tensor { name: slot.name, shape: slot.shape, group, offset: at, bytes });
             at += bytes;
-        }
-        if at != len {
-            let what = format!(
-                "a {version:?} model with {config:?} has {at} bytes, but the file has {len}: it is no llama2.c model, or is damaged"
-            );
-            return Err(Error::damaged(name, at, what));
         }
         Ok(File { config, version, tensors, index, source })
     }
@@ -190,6 +172,32 @@ impl File {
     pub fn release(&self, tensor: &Tensor) {
         self.source.release(tensor.offset..tensor.offset + tensor.bytes);
     }
+}
+
+/// Numbers to a scale, if there are scales, and bytes of a tensor.
+fn stored(name: &str, slot: &Slot, version: Version) -> Result<(Option<usize>, u64)> {
+    // at most 2^40, by the limits of the sizes
+    let elements: u64 = slot.shape.iter().map(|&d| d as u64).product();
+    match version {
+        Version::V2 { group } if slot.matrix => {
+            if !elements.is_multiple_of(group as u64) {
+                let what = format!("'{}' {:?} is not whole groups of {group}", slot.name, slot.shape);
+                return Err(Error::damaged(name, 0, what));
+            }
+            Ok((Some(group), elements + 4 * (elements / group as u64)))
+        }
+        _ => Ok((None, 4 * elements)),
+    }
+}
+
+/// Bytes of all tensors, before they are listed: layers are alike.
+fn data_len(name: &str, config: &Config, version: Version) -> Result<u64> {
+    let mut total = 0;
+    for slot in layout(&Config { layers: 1, ..*config }, version) {
+        let times = if slot.name.starts_with(LAYERS) { config.layers } else { 1 };
+        total += times as u64 * stored(name, &slot, version)?.1;
+    }
+    Ok(total)
 }
 
 fn header(name: &str, bytes: &[u8]) -> Result<(Config, Version)> {

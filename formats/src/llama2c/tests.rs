@@ -102,7 +102,7 @@ fn sizes_that_lie_and_truncations_are_refused() {
         for (field, value, expected) in [
             (0, 0, "dim is 0"),
             (0, 9, "do not divide"),
-            (0, 16, "ends beyond"),
+            (0, 16, "but the file has"),
             (1, -1, "hidden_dim is 0"),
             (1, i32::MAX, "hidden_dim is 2147483647"),
             (2, 1 << 20, "layers is 1048576"),
@@ -118,6 +118,12 @@ fn sizes_that_lie_and_truncations_are_refused() {
             assert!(error.contains(expected), "expected '{expected}', got: {error}");
         }
     }
+    // the greatest sizes that are allowed, whose bytes must not overflow
+    let mut greatest = MAGIC.to_le_bytes().to_vec();
+    let n = MAX_SIZE as i32;
+    greatest.extend([1, n, n, MAX_LAYERS as i32, n / 2, n / 2, n, n].map(i32::to_le_bytes).concat());
+    greatest.resize(300, 0);
+    assert!(File::parse("m.bin", greatest).unwrap_err().to_string().contains("but the file has 300"));
     let mut future = std::fs::read(&path).unwrap();
     future[4] = 3;
     assert!(File::parse("m.bin", future).unwrap_err().to_string().contains("version 3"));
