@@ -9,6 +9,7 @@ pub mod crossover;
 pub mod describe;
 pub mod dots;
 pub mod forms;
+pub mod generation;
 mod gpu;
 mod host;
 mod levels;

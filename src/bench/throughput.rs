@@ -106,17 +106,43 @@ fn rows(options: &Options, target: &Target, progress: &mut dyn Progress) -> Resu
     Ok(rows)
 }
 
+pub(super) fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / (1 << 20) as f64)
+}
+
+pub(super) fn parameters(count: usize) -> String {
+    match count {
+        n if n >= 1_000_000 => format!("{:.2} M", n as f64 / 1e6),
+        n => format!("{:.1} k", n as f64 / 1e3),
+    }
+}
+
+/// A Markdown table; each title says whether its column is of numbers, which stand to the right.
+pub(super) fn grid(titles: &[(&str, bool)], rows: &[Vec<String>]) -> String {
+    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).chain([titles[c].0.len()]).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
+    let mut out = String::new();
+    let mut line = |cells: &[String]| {
+        for (c, cell) in cells.iter().enumerate() {
+            let w = widths[c];
+            let _ = if titles[c].1 { write!(out, "| {cell:>w$} ") } else { write!(out, "| {cell:<w$} ") };
+        }
+        out.push_str("|\n");
+    };
+    line(&titles.iter().map(|t| t.0.to_string()).collect::<Vec<_>>());
+    let rule = |(t, w): (&(&str, bool), &usize)| if t.1 { format!("{}:", "-".repeat(w - 1)) } else { "-".repeat(*w) };
+    line(&titles.iter().zip(&widths).map(rule).collect::<Vec<_>>());
+    rows.iter().for_each(|r| line(r));
+    out
+}
+
 /// The rows as a Markdown table.
 pub fn text(table: &Table) -> String {
-    let titles = ["model", "size", "params", "backend", "threads", "test", "t/s", "ms/run"];
-    let row = |r: &Row| -> [String; 8] {
-        [
+    let row = |r: &Row| -> Vec<String> {
+        vec![
             r.model.clone(),
-            format!("{:.2} MiB", r.size as f64 / (1 << 20) as f64),
-            match r.parameters {
-                n if n >= 1_000_000 => format!("{:.2} M", n as f64 / 1e6),
-                n => format!("{:.1} k", n as f64 / 1e3),
-            },
+            megabytes(r.size as u64),
+            parameters(r.parameters),
             r.backend.clone(),
             r.threads.map_or(String::new(), |t| t.to_string()),
             r.test.clone(),
@@ -124,25 +150,10 @@ pub fn text(table: &Table) -> String {
             format!("{:.2}", r.seconds.median * 1e3),
         ]
     };
-    let rows: Vec<[String; 8]> = table.rows.iter().map(row).collect();
-    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).chain([titles[c].len()]).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
-    // Words to the left, numbers to the right.
-    let right = |c: usize| !matches!(c, 0 | 3 | 5);
-    let mut out = String::new();
-    let mut line = |cells: &[String]| {
-        for (c, cell) in cells.iter().enumerate() {
-            let w = widths[c];
-            let _ = if right(c) { write!(out, "| {cell:>w$} ") } else { write!(out, "| {cell:<w$} ") };
-        }
-        out.push_str("|\n");
-    };
-    line(&titles.map(String::from));
-    let rule: Vec<String> = (0..titles.len())
-        .map(|c| if right(c) { format!("{}:", "-".repeat(widths[c] - 1)) } else { "-".repeat(widths[c]) })
-        .collect();
-    line(&rule);
-    rows.iter().for_each(|r| line(r));
+    let titles = [("model", false), ("size", true), ("params", true), ("backend", false)];
+    let more = [("threads", true), ("test", false), ("t/s", true), ("ms/run", true)];
+    let titles: Vec<(&str, bool)> = titles.into_iter().chain(more).collect();
+    let mut out = grid(&titles, &table.rows.iter().map(row).collect::<Vec<_>>());
     let mut devices: Vec<&str> = table.rows.iter().map(|r| r.device.as_str()).collect();
     devices.dedup();
     let _ = writeln!(out, "\n{}", devices.join("\n"));

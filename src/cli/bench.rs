@@ -3,13 +3,13 @@
 
 mod context;
 mod forms;
+mod model;
 
 use crate::bench::{self, Options, Progress, Report, chart, compare, describe, schema, table, terminal, throughput};
 use crate::data::files::check_folder_writable;
 use crate::{Error, Result, cache};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -31,6 +31,10 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ModelArgs {
+    /// A model with its weights (run folder, checkpoint, GGUF file, Hugging Face folder or llama2.c file): only reading and generating
+    /// are measured
+    #[arg(conflicts_with_all = ["roofline", "config", "set", "quick", "filter", "compare", "from"])]
+    model: Option<PathBuf>,
     /// Measure ceilings and every operator under them
     #[arg(long)]
     roofline: bool,
@@ -61,12 +65,14 @@ struct ModelArgs {
     /// Change one setting of the model, as in `--set train.batch_size=8`; may be repeated
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "roofline")]
     set: Vec<String>,
-    /// Tokens of the prompt (at most the context, but for models that carry a state)
+    /// Tokens of the prompt (at most the context, but for models that carry a state); of a MODEL, 0 leaves the test out
     #[arg(short = 'p', long, default_value = "512", value_name = "N", conflicts_with = "roofline")]
-    prompt: NonZeroUsize,
-    /// Tokens to generate (at most the context)
-    #[arg(short = 'n', long, default_value = "32", value_name = "N", conflicts_with = "roofline")]
-    generate: NonZeroUsize,
+    prompt: usize,
+    /// Tokens to generate (at most the context) [default: 32, or 128 of a MODEL]
+    #[arg(short = 'n', long, value_name = "N", conflicts_with = "roofline")]
+    generate: Option<usize>,
+    #[command(flatten)]
+    with_model: model::Args,
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
@@ -82,6 +88,9 @@ fn models(args: ModelArgs, json: bool) -> Result<()> {
         print!("{}", describe::describe());
         return Ok(());
     }
+    if let Some(path) = &args.model {
+        return model::run(path, args.device, (args.prompt, args.generate.unwrap_or(128)), args.with_model, json);
+    }
     if args.roofline { roofline(args, json) } else { tokens(args, json) }
 }
 
@@ -91,13 +100,17 @@ fn tokens(args: ModelArgs, json: bool) -> Result<()> {
     if let Some((flag, _)) = only.iter().find(|(_, given)| *given) {
         return Err(Error::Config(format!("{flag} belongs to --roofline: add it")));
     }
+    let generate = args.generate.unwrap_or(32);
+    if args.prompt == 0 || generate == 0 {
+        return Err(Error::Config("--prompt and --generate are at least 1 without a MODEL".into()));
+    }
     let options = throughput::Options {
         config: args.config.unwrap_or_else(|| "minigpt".into()),
         sets: args.set,
         device: args.device,
         quick: args.quick,
-        prompt: args.prompt.get(),
-        generate: args.generate.get(),
+        prompt: args.prompt,
+        generate,
     };
     let table = throughput::measure(&options, &mut Spinner::new())?;
     if json {
