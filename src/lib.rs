@@ -16,6 +16,7 @@ pub mod infer;
 pub mod models;
 pub mod nn;
 pub mod ops;
+pub mod quant;
 pub mod tensor;
 pub mod tokenizer;
 pub mod train;

@@ -7,6 +7,7 @@ pub mod kept;
 mod load;
 pub mod loss_scale;
 mod next_token;
+pub mod observe;
 mod report;
 mod state_file;
 

@@ -184,3 +184,20 @@ fn check_vocabulary(file: &str, config: &ModelConfig, tokenizer: &Tokenizer) -> 
     }
     Ok(())
 }
+
+/// The matrices of a model by llama.cpp's names, with ours for the weights in each, and their columns.
+///
+/// # Errors
+/// A model that GGUF has no names for.
+pub fn gguf_names(config: &ModelConfig) -> Result<Vec<(String, Vec<String>, usize)>> {
+    let table = match config {
+        ModelConfig::Llama(c) => tables::gguf_llama(c, c.rope_layout),
+        ModelConfig::Gpt(c) => tables::gguf_gpt2(c),
+        ModelConfig::Coeus(_) => return Err(Error::Config("GGUF has no names for the weights of coeus models".into())),
+    };
+    let matrices = table.links.into_iter().filter_map(|link| {
+        let [_, columns] = link.shape()[..] else { return None };
+        Some((link.stored, link.parts.into_iter().map(|p| p.ours).collect(), columns))
+    });
+    Ok(matrices.collect())
+}

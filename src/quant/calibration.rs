@@ -1,0 +1,62 @@
+//! Reading a calibration text.
+
+use super::model::Calibration;
+use crate::models::Session;
+use crate::models::session::observe::Moment;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// How much of a text is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Tokens of a chunk; less where the model's context or the text is shorter.
+    pub tokens: usize,
+    pub chunks: usize,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Reading { tokens: 512, chunks: 32 }
+    }
+}
+
+/// The first chunks of `text`, each beginning with the token that texts of this model begin with, if they do.
+///
+/// # Errors
+/// A text that the tokenizer cannot take, or of less than two tokens.
+pub fn chunks(tokenizer: &Tokenizer, context: usize, text: &str, reading: Reading) -> Result<Vec<Vec<u32>>> {
+    let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
+    let mut tokens: Vec<u32> = bos.into_iter().collect();
+    tokens.extend(tokenizer.encode(text)?);
+    let length = reading.tokens.min(context).min(tokens.len());
+    if length < 2 || reading.chunks == 0 {
+        let have = tokens.len();
+        return Err(Error::Data(format!(
+            "a calibration text of {have} tokens, {} chunks of {}: at least one chunk of two tokens is needed",
+            reading.chunks, reading.tokens
+        )));
+    }
+    let mut chunks: Vec<Vec<u32>> = tokens.chunks_exact(length).take(reading.chunks).map(<[u32]>::to_vec).collect();
+    if let Some(bos) = bos {
+        chunks.iter_mut().for_each(|c| c[0] = bos);
+    }
+    Ok(chunks)
+}
+
+/// Reads the first chunks of `text`; `after` hears the share that is done.
+///
+/// # Errors
+/// As [`chunks`] and `Session::observe`.
+pub fn calibrate(
+    session: &mut Session,
+    text: &str,
+    about: &str,
+    reading: Reading,
+    moment: Moment,
+    after: &mut dyn FnMut(f64) -> bool,
+) -> Result<Calibration> {
+    use crate::infer::NextToken;
+    let chunks = chunks(session.tokenizer(), NextToken::context(session), text, reading)?;
+    let moments = session.observe(&chunks, moment, after)?;
+    Ok(Calibration { moments, about: about.into(), chunks: (chunks.len(), chunks[0].len()) })
+}
