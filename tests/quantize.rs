@@ -1,5 +1,7 @@
 //! Quantised models: what they compute on every device, what a trained one loses, files that are read back, and the commands.
 
+#[path = "quantize/commands.rs"]
+mod commands;
 #[path = "quantize/common.rs"]
 mod common;
 
@@ -9,6 +11,8 @@ use lynx_gpu::config::{LlamaConfig, ModelConfig};
 use lynx_gpu::device::Device;
 use lynx_gpu::evals::perplexity::perplexity;
 use lynx_gpu::infer::NextToken;
+use lynx_gpu::models::files::write::{Target, WriteOptions, write};
+use lynx_gpu::models::files::{self, FileFormat, ModelFile};
 use lynx_gpu::models::session::Storing;
 use lynx_gpu::models::session::observe::Moment;
 use lynx_gpu::models::weights::WeightSource;
@@ -125,6 +129,41 @@ fn a_trained_model_loses_little_and_gptq_least() {
     assert!(row.abs() < 0.01 && tensor.abs() < 0.02, "{all}");
     assert!(int4.abs() < 0.05 && gptq < int4, "{all}");
     assert!(awq.abs() < 0.05, "{all}");
+}
+
+#[test]
+fn every_scheme_is_written_and_read_back() {
+    let config = wide();
+    let source: Arc<dyn WeightSource> = Arc::new(Memory::random(&config, 7));
+    let read = observed(&config, source.as_ref(), Moment::Products);
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = &chunks(16)[1];
+    for scheme in Scheme::ALL {
+        let weights = quantised(&config, &source, &Recipe::new(scheme), scheme.learns().then_some(&read));
+        let bytes = weights.bytes().0;
+        let before = session(&config, &weights, Device::Cpu, Storing::default()).next_logits(tokens).unwrap();
+        let model = ModelFile {
+            config: config.clone(),
+            tokenizer: common::byte_tokenizer(),
+            chat_template: None,
+            weights: Box::new(weights),
+            origin: folder.path().join("model"),
+            format: FileFormat::Checkpoint,
+            notes: vec![],
+        };
+        let path = folder.path().join(format!("{}.gguf", scheme.name()));
+        write(&model, &path, Target::Gguf, &WriteOptions::default()).unwrap();
+        // The tensors are as many bytes as the formats' formulas say.
+        let file = formats::gguf::File::open(&path).unwrap();
+        let stored: u64 = file.tensors().iter().map(formats::gguf::Tensor::byte_len).sum();
+        assert_eq!(stored, bytes, "{}", scheme.name());
+        let back = files::open(&path).unwrap();
+        let after = session(&back.config, back.weights.as_ref(), Device::Cpu, Storing::default());
+        let after = { after }.next_logits(tokens).unwrap();
+        let largest = before.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let off = before.iter().zip(&after).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(off <= 1e-5 * largest, "{}: {off} of {largest}", scheme.name());
+    }
 }
 
 #[test]

@@ -11,8 +11,10 @@ pub mod devices;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod imatrix;
 pub mod inspect;
 pub mod model;
+pub mod quantize;
 pub mod report;
 mod sampling;
 mod start;
@@ -61,6 +63,10 @@ pub enum Command {
     Convert(convert::Args),
     /// Write a trained model as a file of another program
     Export(export::Args),
+    /// Make a model smaller, or measure what that costs (--pareto)
+    Quantize(quantize::Args),
+    /// Which columns of a model's weights matter on a text, for `quantize` and llama.cpp
+    Imatrix(imatrix::Args),
     /// Shell completions and manual pages
     Completions(completions::Args),
 }
@@ -95,6 +101,8 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args, cli.json),
         Command::Ablate(args) => ablate::run(args, cli.json),
         Command::Bench(args) => bench::run(args, cli.json),
+        Command::Quantize(args) => quantize::run(args, cli.json),
+        Command::Imatrix(args) => imatrix::run(args, cli.json),
         Command::Verify(args) => verify::run(args, cli.json),
     };
     match result {

@@ -190,10 +190,9 @@ fn check_vocabulary(file: &str, config: &ModelConfig, tokenizer: &Tokenizer) -> 
 /// # Errors
 /// A model that GGUF has no names for.
 pub fn gguf_names(config: &ModelConfig) -> Result<Vec<(String, Vec<String>, usize)>> {
-    let table = match config {
-        ModelConfig::Llama(c) => tables::gguf_llama(c, c.rope_layout),
-        ModelConfig::Gpt(c) => tables::gguf_gpt2(c),
-        ModelConfig::Coeus(_) => return Err(Error::Config("GGUF has no names for the weights of coeus models".into())),
+    let table = match shape::Shape::of(config)? {
+        shape::Shape::Llama(c) => tables::gguf_llama(&c, c.rope_layout),
+        shape::Shape::Gpt2(c) => tables::gguf_gpt2(&c),
     };
     let matrices = table.links.into_iter().filter_map(|link| {
         let [_, columns] = link.shape()[..] else { return None };
