@@ -83,14 +83,15 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message], options: &ChatOptions) -> Result<String> {
         let bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let environment = environment(FUEL + bytes as u64, options.now);
-        let mut context = options.variables.clone();
-        let mut set = |key: &str, value: serde_json::Value| context.insert(key.to_owned(), value);
-        set("messages", serde_json::to_value(messages).expect("messages are strings"));
-        set("add_generation_prompt", options.add_generation_prompt.into());
-        set("bos_token", options.bos_token.as_str().into());
-        set("eos_token", options.eos_token.as_str().into());
+        let own = minijinja::context! {
+            messages => Value::from(Serde(messages)),
+            add_generation_prompt => options.add_generation_prompt,
+            bos_token => options.bos_token.as_str(),
+            eos_token => options.eos_token.as_str(),
+        };
+        let variables = Value::from(Serde(&options.variables));
         let template = environment.template_from_str(&self.source).map_err(explain)?;
-        template.render(Value::from(Serde(&context))).map_err(explain)
+        template.render(minijinja::context! { ..own, ..variables }).map_err(explain)
     }
 
     /// The tokens of a conversation. Names of control tokens in the messages stay text: only the template makes control tokens. The text
@@ -200,46 +201,65 @@ fn to_json(value: Value, options: Kwargs) -> Result<Value, minijinja::Error> {
         let _: Option<Value> = options.get(name)?;
     }
     options.assert_all_used()?;
-    let json = serde_json::to_value(&value)
-        .map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}")))?;
     let mut text = String::new();
-    write_json(&json, indent.map(|indent| indent.min(16)), 0, &mut text);
+    write_json(&value, indent.map(|indent| indent.min(16)), 0, &mut text)?;
     Ok(text.into())
 }
 
-fn write_json(value: &serde_json::Value, indent: Option<usize>, depth: usize, out: &mut String) {
+/// Deepest nesting that is written.
+const DEEPEST: usize = 64;
+
+fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) -> Result<(), minijinja::Error> {
+    let bad = |why: &str| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {why}"));
+    if depth > DEEPEST {
+        return Err(bad("the value is nested too deeply"));
+    }
     let line = |out: &mut String, depth: usize| {
         if let Some(indent) = indent {
             out.push('\n');
             out.extend(std::iter::repeat_n(' ', indent * depth));
         }
     };
-    let between = if indent.is_some() { "," } else { ", " };
-    match value {
-        serde_json::Value::Array(items) if !items.is_empty() => {
-            out.push('[');
-            for (index, item) in items.iter().enumerate() {
-                out.push_str(if index > 0 { between } else { "" });
-                line(out, depth + 1);
-                write_json(item, indent, depth + 1, out);
-            }
-            line(out, depth);
-            out.push(']');
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let map = match value.kind() {
+        ValueKind::Map => true,
+        ValueKind::Seq | ValueKind::Iterable => false,
+        ValueKind::Undefined | ValueKind::None => {
+            out.push_str("null");
+            return Ok(());
         }
-        serde_json::Value::Object(map) if !map.is_empty() => {
-            out.push('{');
-            for (index, (key, item)) in map.iter().enumerate() {
-                out.push_str(if index > 0 { between } else { "" });
-                line(out, depth + 1);
-                out.push_str(&serde_json::Value::from(key.as_str()).to_string());
-                out.push_str(": ");
-                write_json(item, indent, depth + 1, out);
-            }
-            line(out, depth);
-            out.push('}');
+        ValueKind::Bool | ValueKind::Number => {
+            out.push_str(&value.to_string());
+            return Ok(());
         }
-        scalar => out.push_str(&scalar.to_string()),
+        ValueKind::String => {
+            out.push_str(&quoted(value.as_str().unwrap_or_default()));
+            return Ok(());
+        }
+        kind => return Err(bad(&format!("a {kind} is no JSON"))),
+    };
+    let (open, close) = if map { ('{', '}') } else { ('[', ']') };
+    out.push(open);
+    let mut some = false;
+    for item in value.try_iter()? {
+        if some {
+            out.push_str(if indent.is_some() { "," } else { ", " });
+        }
+        some = true;
+        line(out, depth + 1);
+        if map {
+            out.push_str(&quoted(&item.to_string()));
+            out.push_str(": ");
+            write_json(&value.get_item(&item)?, indent, depth + 1, out)?;
+        } else {
+            write_json(&item, indent, depth + 1, out)?;
+        }
     }
+    if some {
+        line(out, depth);
+    }
+    out.push(close);
+    Ok(())
 }
 
 /// The directives of `strftime` that dates in prompts are made of; others stay as they are.
@@ -330,6 +350,7 @@ mod tests {
             "{% set ns = namespace(x='0123456789') %}{% for a in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
             "{{ 'x' * 99999999999 }}",
+            "{% set ns = namespace(x=[]) %}{% for a in range(500) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x|tojson }}",
         ] {
             assert!(render(source).is_err(), "{source}");
         }

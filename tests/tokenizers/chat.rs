@@ -47,7 +47,7 @@ fn a_message_cannot_make_control_tokens() {
     let qwen = file.as_array().unwrap().iter().find(|f| f["name"] == "qwen2").unwrap();
     let tokenizer = Tokenizer::from_json("qwen2", text(&qwen["json"]).to_owned()).unwrap();
     let template = ChatTemplate::new(
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n",
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant{{ '\n' }}",
     )
     .unwrap();
     let options = ChatOptions::of(&tokenizer, true);

@@ -134,15 +134,32 @@ fn bpe(t: &BpeTokenizer) -> Result<Written> {
 
 /// True if llama.cpp could cut within this token: it has a number and something else, or bytes of which a number might be made.
 fn crosses_numbers(token: &[u8]) -> bool {
-    match std::str::from_utf8(token) {
+    let numeric = |text: &str| text.chars().any(char::is_numeric);
+    if let Ok(text) = std::str::from_utf8(token) {
         // Digits are cut in threes as well.
-        Ok(text) => text.chars().nth(1).is_some() && text.chars().any(char::is_numeric),
-        // Part of one character at most, or else of two.
-        Err(_) => {
-            let starts = token.iter().filter(|&&b| b & 0xc0 != 0x80).count();
-            starts > 1 || (starts == 1 && token[0] & 0xc0 == 0x80)
-        }
+        return text.chars().nth(1).is_some() && numeric(text);
     }
+    // The end of one character, whole ones, the beginning of another.
+    let head = token.iter().take_while(|&&byte| byte & 0xc0 == 0x80).count();
+    let (head, rest) = token.split_at(head);
+    let whole = match std::str::from_utf8(rest) {
+        Ok(text) => text.len(),
+        Err(error) if error.error_len().is_none() => error.valid_up_to(),
+        // In no text.
+        Err(_) => return false,
+    };
+    let (whole, tail) = rest.split_at(whole);
+    if head.len() == token.len() || tail.len() == token.len() {
+        return false;
+    }
+    let mut bytes = [0; 4];
+    let mut part_of_number = |part: &[u8], is_part: fn(&[u8], &[u8]) -> bool| {
+        !part.is_empty()
+            && ('\u{80}'..=char::MAX).any(|c| c.is_numeric() && is_part(c.encode_utf8(&mut bytes).as_bytes(), part))
+    };
+    numeric(&String::from_utf8_lossy(whole))
+        || part_of_number(head, <[u8]>::ends_with)
+        || part_of_number(tail, <[u8]>::starts_with)
 }
 
 fn sentence_piece(t: &SpmTokenizer) -> Result<Written> {

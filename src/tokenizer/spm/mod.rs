@@ -82,7 +82,7 @@ pub struct SpmTokenizer {
     /// The id of every byte, where it has one.
     bytes: Vec<Option<u32>>,
     unknown: Option<u32>,
-    /// Control and user-defined tokens, and user-defined ones alone; with the ids of the patterns.
+    /// Control, unknown and user-defined tokens, and user-defined ones alone; with the ids of the patterns.
     marked: Option<Matcher>,
     plain: Option<Matcher>,
     options: SpmOptions,
@@ -162,7 +162,8 @@ impl SpmTokenizer {
         let unknown = (0u32..).zip(&pieces).find(|(_, p)| p.kind == PieceKind::Unknown).map(|(id, _)| id);
         let longest = ids.keys().map(String::len).max().unwrap_or(0);
         let words = !ids.keys().any(|text| text.trim_start_matches(' ').contains(' '));
-        let marked = Matcher::new(&pieces, |p| matches!(p.kind, PieceKind::Control | PieceKind::UserDefined))?;
+        let not_text = |kind| matches!(kind, PieceKind::Control | PieceKind::Unknown);
+        let marked = Matcher::new(&pieces, |p| not_text(p.kind) || p.kind == PieceKind::UserDefined)?;
         let plain = Matcher::new(&pieces, |p| p.kind == PieceKind::UserDefined)?;
         let unknown = roles.unk.or(unknown);
         Ok(Self { pieces, ids, longest, words, bytes, unknown, marked, plain, options, roles })
@@ -214,7 +215,7 @@ impl SpmTokenizer {
     }
 
     pub(crate) fn control_names(&self) -> Vec<String> {
-        let control = self.pieces.iter().filter(|piece| piece.kind == PieceKind::Control);
+        let control = self.pieces.iter().filter(|piece| matches!(piece.kind, PieceKind::Control | PieceKind::Unknown));
         control.map(|piece| piece.text.clone()).collect()
     }
 
