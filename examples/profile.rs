@@ -59,7 +59,7 @@ fn main() -> Result<()> {
     let model = setup::model(&config.model)?;
     let shape = (config.train.batch_size, config.model.context());
     let graph = if options.evaluation {
-        graphs::evaluation(model.as_ref(), shape)?
+        graphs::evaluation(model.as_ref(), shape, &Default::default())?
     } else {
         graphs::whole_step(model.as_ref(), &config.optimizer, shape, config.train.precision)?
     };
