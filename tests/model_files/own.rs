@@ -127,7 +127,7 @@ fn a_checkpoint_with_sizes_that_cannot_be_is_refused() {
     for (key, value, says) in [
         ("layers", serde_json::json!(1u64 << 40), "sizes that no model has"),
         ("width", serde_json::json!(u64::MAX), "sizes that no model has"),
-        ("width", serde_json::json!(-1), "width"),
+        ("width", serde_json::json!(-1), "`-1`"),
         ("heads", serde_json::json!(5), "not divisible"),
         ("layers", serde_json::json!(3), "are missing"),
         ("ff_width", serde_json::json!(100), "asks for [100, 32]"),

@@ -86,7 +86,8 @@ pub fn run(args: &super::Args, file: ModelFile, recipe: Option<Recipe>, json: bo
     let (learned, scored) = match &args.calibrate {
         Some(path) => (Some((read_text(path)?, path.display().to_string())), whole.as_str()),
         None if learns => {
-            let middle = whole.ceil_char_boundary(whole.len() / 2);
+            let half = whole.len() / 2;
+            let middle = (half..whole.len()).find(|at| whole.is_char_boundary(*at)).unwrap_or(whole.len());
             (Some((whole[..middle].to_string(), format!("the first half of {about}"))), &whole[middle..])
         }
         None => (None, whole.as_str()),

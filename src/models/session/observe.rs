@@ -55,19 +55,18 @@ fn output(index: usize) -> String {
     format!("moments.{index}")
 }
 
+/// An input of products, and the names of the matrices that share it.
+type Shared = (Value, Vec<String>);
+
 /// The model for tokens [1, T], and every input of its products with the matrices that share it.
-fn observed(
-    model: &dyn LanguageModel,
-    time: usize,
-    stored: &StoredMatrices,
-) -> Result<(Graph, Vec<(Value, Vec<String>)>)> {
+fn observed(model: &dyn LanguageModel, time: usize, stored: &StoredMatrices) -> Result<(Graph, Vec<Shared>)> {
     let mut b = Builder { observed: Some(vec![]), ..Builder::of(stored) };
     let tokens = b.tokens("tokens", &[1, time]);
     let hidden = model.hidden(&mut b, tokens)?;
     let width = b.graph.shape(hidden)[2];
     let hidden = b.graph.reshape(hidden, &[time, width])?;
     model.head(&mut b, hidden)?;
-    let mut inputs: Vec<(Value, Vec<String>)> = vec![];
+    let mut inputs: Vec<Shared> = vec![];
     for (name, value) in b.observed.take().unwrap_or_default() {
         match inputs.iter_mut().find(|(v, _)| *v == value) {
             Some((_, names)) => names.push(name),
