@@ -15,7 +15,7 @@ fn said(output: &Output) -> String {
 
 fn text(folder: &Path) -> &'static str {
     let words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "the", "dog", "run", "far", "away"];
-    let text: Vec<&str> = (0..4000).map(|i: usize| words[i * i % 13 + i % 3 % 2 * usize::from(i % 13 < 6)]).collect();
+    let text: Vec<&str> = (0..4000).map(|i: usize| words[(i * i + i % 3 % 2 * usize::from(i % 13 < 6)) % 13]).collect();
     std::fs::write(folder.join("text.txt"), text.join(" ")).unwrap();
     "text.txt"
 }

@@ -199,7 +199,8 @@ def hf():
         prefix = v["add_space_prefix"]
         written = [t.replace(" ", "▁") if k == 4 else t for t, k in zip(v["tokens"], v["types"])]
         vocab = {t: i for i, t in enumerate(written)}
-        pieces = [t for t, k in zip(written, v["types"]) if k == 1]
+        # Gemma's file has merges for its runs of spaces.
+        pieces = [t for t, k in zip(written, v["types"]) if k == 1 or k == 4 and "▁" in t]
         merges = []
         for p in pieces:
             found = [(p[:i], p[i:]) for i in range(1, len(p)) if p[:i] in vocab and p[i:] in vocab]

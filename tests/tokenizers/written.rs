@@ -93,7 +93,7 @@ fn our_tokenizers_come_back_from_gguf_metadata_as_they_were() {
     assert!(error.contains("tokenizer.ggml.tokens"), "{error}");
 }
 
-/// `LYNX_VOCABULARIES=FOLDER cargo test --test tokenizers vocabularies -- --ignored` writes what tests/tokenizers/llama_cpp.py compares.
+/// `LYNX_VOCABULARIES=FOLDER cargo test --test tokenizers vocabularies -- --ignored` writes what tests/tokenizers/compare.py compares.
 #[test]
 #[ignore = "writes files for a comparison with llama.cpp"]
 fn vocabularies_for_llama_cpp() {
