@@ -87,13 +87,14 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let (_, found) = args.model.find()?;
     found.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let (tokenizer, opening) = (found.tokenizer(), &args.model.options);
-    let options = Options {
+    let mut options = Options {
         tokens: args.tokens,
         sampling: args.sampling.for_tokens(tokenizer)?,
         stop: args.stop.iter().map(|s| s.replace("\\n", "\n")).collect(),
         ends: vec![],
         ignore_ends: args.ignore_eos,
         logprobs: args.logprobs,
+        before: vec![],
     };
     if let Some(file) = &args.prompts {
         let prompts = prompts::read(file, tokenizer)?;
@@ -107,6 +108,10 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         Some(_) => tokenizer.encode(&text)?,
         None => infer::beginning(tokenizer, &text)?,
     };
+    if args.beams.is_none() && args.draft.is_none() && args.draft_ngram.is_none() {
+        // The prompt is read before, so that its time and state are known.
+        options.before.clone_from(&ids);
+    }
     let draft = args.draft.as_ref().map(|path| opening.find(path)).transpose()?;
     let device = opening.device()?;
     let draft = draft.map(|draft| opening.session(&draft, device.clone())).transpose()?;

@@ -111,6 +111,11 @@ fn token(tokenizer: &Tokenizer, name: &str) -> Result<u32> {
     if let Some(id) = tokenizer.special_id(text) {
         return Ok(id);
     }
+    for id in 0..known as u32 {
+        if tokenizer.token_bytes(id)? == text.as_bytes() {
+            return Ok(id);
+        }
+    }
     match tokenizer.encode(text)?[..] {
         [id] => Ok(id),
         ref ids => {

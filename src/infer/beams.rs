@@ -7,6 +7,7 @@
 
 use super::generation::{Options, check_room};
 use super::sampling::{Sampler, log_softmax};
+use super::text::said;
 use super::{Finish, NextToken};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -69,12 +70,12 @@ pub fn search(model: &mut dyn NextToken, prompt: &[u32], options: &Options, beam
             let beam = &live[parent];
             let mut tokens = beam.tokens.clone();
             if ends.contains(&token) {
-                let text = tokenizer.decode(&tokens)?;
+                let text = said(&tokenizer, prompt, &tokens)?;
                 done.push(Hypothesis { text, tokens, finish: Finish::Eos, logprob, score: score(logprob, length) });
                 continue;
             }
             tokens.push(token);
-            if let Some(text) = stopped(&tokenizer, &tokens, &options.stop)? {
+            if let Some(text) = stopped(&options.stop, || said(&tokenizer, prompt, &tokens))? {
                 done.push(Hypothesis { text, tokens, finish: Finish::Stop, logprob, score: score(logprob, length) });
                 continue;
             }
@@ -97,7 +98,7 @@ pub fn search(model: &mut dyn NextToken, prompt: &[u32], options: &Options, beam
         logits = reader.read(model, &live, &parents)?;
     }
     for Beam { tokens, logprob, .. } in live {
-        let (text, score) = (tokenizer.decode(&tokens)?, score(logprob, tokens.len()));
+        let (text, score) = (said(&tokenizer, prompt, &tokens)?, score(logprob, tokens.len()));
         done.push(Hypothesis { text, tokens, finish: Finish::Length, logprob, score });
     }
     best(&mut done, width);
@@ -137,11 +138,11 @@ fn extensions(live: &[Beam], logits: &[Vec<f32>], most: usize, tokenizer: &Token
 }
 
 /// The text before the first stop text in it, if there is one.
-fn stopped(tokenizer: &Tokenizer, tokens: &[u32], stops: &[String]) -> Result<Option<String>> {
+fn stopped(stops: &[String], text: impl FnOnce() -> Result<String>) -> Result<Option<String>> {
     if stops.is_empty() {
         return Ok(None);
     }
-    let text = tokenizer.decode(tokens)?;
+    let text = text()?;
     Ok(stops.iter().filter_map(|s| text.find(s)).min().map(|at| text[..at].to_owned()))
 }
 

@@ -19,6 +19,8 @@ pub struct Options {
     pub ignore_ends: bool,
     /// Keep the log-probability of every token and of so many of the most likely ones.
     pub logprobs: Option<usize>,
+    /// Tokens read before the prompt, as far as they are known. Where a text begins SentencePiece's first space is none of it.
+    pub before: Vec<u32>,
 }
 
 impl Options {
@@ -88,7 +90,7 @@ pub fn continue_text(
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generation> {
     let tokenizer = model.tokenizer().clone();
-    let mut text = Text::new(&tokenizer, options, options.sampling.seed)?;
+    let mut text = Text::new(&tokenizer, options, options.sampling.seed, prompt)?;
     check_room(model, prompt.len())?;
     let greedy = text.sampler.options().takes_greatest() && options.logprobs.is_none() && options.tokens > 0;
     let mut ask = |tokens: &[u32]| match greedy {
@@ -142,7 +144,7 @@ fn side_by_side(
 ) -> Result<Vec<Generation>> {
     let tokenizer = model.tokenizer().clone();
     let seed = |i: usize| options.sampling.seed.wrapping_add((first + i) as u64);
-    let begun = |i: usize| Text::new(&tokenizer, options, seed(i));
+    let begun = |i: usize| Text::new(&tokenizer, options, seed(i), &prompts[i]);
     let mut texts = (0..prompts.len()).map(begun).collect::<Result<Vec<Text>>>()?;
     model.begin(prompts.len())?;
     for (i, prompt) in prompts.iter().enumerate() {

@@ -61,7 +61,7 @@ pub fn continue_text(
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<(Generation, Acceptance)> {
     let tokenizer = target.tokenizer().clone();
-    let mut text = Text::new(&tokenizer, options, options.sampling.seed)?;
+    let mut text = Text::new(&tokenizer, options, options.sampling.seed, prompt)?;
     let mut draft = Proposer::new(draft, &tokenizer)?;
     target.rewind(target.position())?;
     check_room(target, prompt.len())?;

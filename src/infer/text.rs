@@ -68,6 +68,14 @@ fn score(tokenizer: &Tokenizer, logits: &[f32], token: u32, top: usize) -> Resul
     Ok(TokenScore { chosen: alternative(token)?, top: ids.into_iter().map(alternative).collect::<Result<_>>()? })
 }
 
+/// What `tokens` say where they follow `before`.
+pub(super) fn said(tokenizer: &Tokenizer, before: &[u32], tokens: &[u32]) -> Result<String> {
+    let mut decoder = StreamDecoder::after(tokenizer, true, before);
+    let mut text = tokens.iter().map(|t| decoder.push(*t)).collect::<Result<String>>()?;
+    text.push_str(&decoder.finish()?);
+    Ok(text)
+}
+
 pub(super) struct Text<'a> {
     tokenizer: &'a Tokenizer,
     options: &'a Options,
@@ -79,8 +87,8 @@ pub(super) struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    /// `seed` in place of the options'.
-    pub(super) fn new(tokenizer: &'a Tokenizer, options: &'a Options, seed: u64) -> Result<Self> {
+    /// What follows `prompt`; `seed` in place of the options'.
+    pub(super) fn new(tokenizer: &'a Tokenizer, options: &'a Options, seed: u64, prompt: &[u32]) -> Result<Self> {
         let ends = options.ends(tokenizer);
         let mut sampling = options.sampling.clone();
         sampling.seed = seed;
@@ -88,7 +96,7 @@ impl<'a> Text<'a> {
             sampling.banned.extend(&ends);
         }
         let made = Generation { text: String::new(), tokens: vec![], finish: Finish::Length, logprobs: vec![] };
-        let decoder = StreamDecoder::new(tokenizer, true);
+        let decoder = StreamDecoder::after(tokenizer, true, &[&options.before, prompt].concat());
         let stops = Stops::new(&options.stop)?;
         Ok(Text { tokenizer, options, sampler: Sampler::new(&sampling)?, ends, decoder, stops, made })
     }

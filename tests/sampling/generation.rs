@@ -2,8 +2,10 @@
 
 use crate::toys::{Skill, Toy, letters};
 use lynx_gpu::Result;
+use lynx_gpu::infer::beams::{Beams, search};
 use lynx_gpu::infer::{Finish, Generation, NextToken, Options, Sampling, batch, continue_text};
-use lynx_gpu::tokenizer::{ByteTokenizer, SpecialTokens, Tokenizer};
+use lynx_gpu::tokenizer::spm::{Piece, PieceKind, SpmOptions, SpmTokenizer};
+use lynx_gpu::tokenizer::{ByteTokenizer, Roles, SpecialTokens, Tokenizer};
 
 /// Says the same bytes over and over.
 struct Sayer {
@@ -80,6 +82,32 @@ fn what_was_held_back_is_shown_when_the_text_ends() {
     // A character that no token completed.
     let (made, _, _) = say("aé".as_bytes(), &greedy(2));
     assert_eq!(made.text, "a\u{fffd}");
+}
+
+/// SentencePiece puts a space before a text, which is not part of it; the space of a continuation is.
+#[test]
+fn a_continuation_keeps_the_space_it_begins_with() {
+    let piece = |text: &str, kind| Piece { text: text.into(), score: 0.0, kind };
+    let words = [" ", "a", " a", " b"].map(|text| piece(text, PieceKind::Normal));
+    let first = [("<unk>", PieceKind::Unknown), ("<s>", PieceKind::Control), ("</s>", PieceKind::Control)];
+    let pieces = first.map(|(text, kind)| piece(text, kind)).into_iter().chain(words).collect();
+    let roles = Roles { bos: Some(1), eos: vec![2], add_bos: Some(true), ..Roles::default() };
+    let options = SpmOptions { add_space_prefix: true, mark_is_space: true };
+    let tokenizer = Tokenizer::Spm(Box::new(SpmTokenizer::new(pieces, options, roles).unwrap()));
+    // Always " b".
+    let options = Options { ignore_ends: true, ..greedy(2) };
+    let options = Options { sampling: Sampling { logit_bias: vec![(6, 99.0)], ..Sampling::greedy() }, ..options };
+    let said = |prompt: &[u32], before: &[u32]| {
+        let options = Options { before: before.to_vec(), ..options.clone() };
+        let mut model = Toy::new(&tokenizer, 1, 2.0, Skill::None);
+        continue_text(&mut model, prompt, &options, &mut |_| true).unwrap().text
+    };
+    assert_eq!(said(&[1], &[]), "b b");
+    assert_eq!(said(&[1, 5], &[]), " b b");
+    assert_eq!(said(&[], &[1, 5]), " b b");
+    let beams = Beams { width: 1, length_penalty: 1.0 };
+    let mut model = Toy::new(&tokenizer, 1, 2.0, Skill::None);
+    assert_eq!(search(&mut model, &[1, 5], &options, &beams).unwrap()[0].text, " b b");
 }
 
 #[test]
