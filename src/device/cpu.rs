@@ -8,14 +8,52 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A block of memory aligned to a cache line, which is also the widest SIMD register.
+/// A cache line, which is also the widest SIMD register.
+const LINE: usize = 64;
+/// From this size on a block begins where a huge page can.
+const LARGE: usize = 1 << 20;
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Memory of the allocator, zeroed. Pages that are never written take none, such as those of a cache whose context is not reached.
 #[derive(Debug)]
-pub struct Buffer {
-    ptr: *mut u8,
-    bytes: usize,
+struct Block {
+    start: *mut u8,
+    layout: Layout,
 }
 
-// SAFETY: the pointer is owned; concurrent access is ruled out by the executor (see `Operand`).
+// SAFETY: the memory is owned; concurrent access is ruled out by the executor (see `Operand`).
+unsafe impl Send for Block {}
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// None when the system has no memory for it.
+    fn zeroed(bytes: u64) -> Option<Self> {
+        // No more than the allocator's own alignment is asked for: it clears what it aligns further, and so touches every page.
+        let layout = Layout::from_size_align(usize::try_from(bytes).ok()?.max(1), 16).ok()?;
+        // SAFETY: the layout has a non-zero size.
+        let start = unsafe { alloc_zeroed(layout) };
+        (!start.is_null()).then_some(Block { start, layout })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `zeroed` with the same layout.
+        unsafe { dealloc(self.start, self.layout) }
+    }
+}
+
+/// Memory of one tensor, aligned to a cache line.
+#[derive(Debug)]
+pub struct Buffer {
+    /// Inside `block`.
+    ptr: *mut u8,
+    bytes: usize,
+    #[allow(dead_code, reason = "keeps the memory")]
+    block: Arc<Block>,
+}
+
+// SAFETY: as for `Block`.
 unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
@@ -23,19 +61,48 @@ impl Buffer {
     /// # Errors
     /// `Error::Device` when the system has no memory for it.
     pub fn zeroed(bytes: u64) -> Result<Self> {
-        let bytes = bytes as usize;
-        // SAFETY: the layout has a non-zero size and a power-of-two alignment.
-        let ptr = unsafe { alloc_zeroed(Self::layout(bytes)) };
-        if ptr.is_null() {
+        let mut buffers = Self::zeroed_together(&[bytes])?;
+        buffers.pop().ok_or_else(|| Error::Device("a buffer just made is gone".into()))
+    }
+
+    /// Buffers one after the other in a single block: small ones share huge pages.
+    ///
+    /// # Errors
+    /// `Error::Device` when the system has no memory for them.
+    pub fn zeroed_together(sizes: &[u64]) -> Result<Vec<Self>> {
+        let sum = |sum: u64, bytes: &u64| sum.checked_add(bytes.checked_next_multiple_of(LINE as u64)?);
+        let total = sizes.iter().try_fold(0u64, sum);
+        let align = if total.is_some_and(|t| t >= LARGE as u64) { HUGE_PAGE } else { LINE };
+        let Some(block) = total.and_then(|t| t.checked_add(align as u64)).and_then(Block::zeroed) else {
             return Err(Error::Device(format!(
-                "no memory for a buffer of {bytes} bytes; use a smaller batch (--set train.batch_size=N) or context"
+                "no memory for a buffer of {} bytes; use a smaller batch (--set train.batch_size=N) or context",
+                total.unwrap_or(u64::MAX)
             )));
+        };
+        let block = Arc::new(block);
+        let mut at = block.start.align_offset(align);
+        let buffers = sizes.iter().map(|bytes| {
+            let bytes = *bytes as usize;
+            // SAFETY: the block is larger than all of them by `align`.
+            let ptr = unsafe { block.start.add(at) };
+            at += bytes.next_multiple_of(LINE);
+            Buffer { ptr, bytes, block: block.clone() }
+        });
+        Ok(buffers.collect())
+    }
+
+    /// Says that all of it will be written: memory comes in huge pages then, which makes reading it some percent faster.
+    pub fn expect_whole(&self) {
+        #[cfg(target_os = "linux")]
+        if self.bytes >= LARGE / 16 {
+            const PAGE: usize = 4096;
+            let from = self.ptr as usize / PAGE * PAGE;
+            let length = self.ptr as usize + self.bytes - from;
+            // SAFETY: advice changes no content, and pages at the ends belong to this process's heap like the rest.
+            unsafe { libc::madvise(from as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
         }
-        Ok(Buffer { ptr, bytes })
     }
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes.max(64), 64).expect("a buffer is smaller than the address space")
-    }
+
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: allocated with this size and zero-initialised.
         unsafe { std::slice::from_raw_parts(self.ptr, self.bytes) }
@@ -54,13 +121,6 @@ impl Buffer {
     pub unsafe fn write(&self, bytes: &[u8]) {
         assert!(bytes.len() <= self.bytes);
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr, bytes.len()) }
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `zeroed` with the same layout.
-        unsafe { dealloc(self.ptr, Self::layout(self.bytes)) }
     }
 }
 
@@ -85,7 +145,11 @@ impl Runner {
                     unsafe { m.write(&value.to_bytes()) };
                     Arc::new(m)
                 }
-                Home::Input(_) | Home::Transient => Arc::new(Buffer::zeroed(spec.bytes)?),
+                Home::Input(_) | Home::Transient => {
+                    let m = Buffer::zeroed(spec.bytes)?;
+                    m.expect_whole();
+                    Arc::new(m)
+                }
             });
         }
         let operand = |p: &Place| Operand { ty: p.ty.clone(), ptr: buffers[p.buffer].ptr };

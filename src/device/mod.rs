@@ -143,6 +143,19 @@ impl Store {
         Ok(())
     }
 
+    /// [`Store::declare`] for variables that will be written whole and read together, such as the weights of a model.
+    pub fn declare_together(&mut self, variables: &[(String, TensorType)]) -> Result<()> {
+        if !matches!(self.device, Device::Cpu) || variables.iter().any(|(name, _)| self.variables.contains_key(name)) {
+            return variables.iter().try_for_each(|(name, ty)| self.declare(name, ty));
+        }
+        let sizes: Vec<u64> = variables.iter().map(|(_, ty)| ty.bytes()).collect();
+        for ((name, ty), buffer) in variables.iter().zip(cpu::Buffer::zeroed_together(&sizes)?) {
+            buffer.expect_whole();
+            self.variables.insert(name.clone(), Variable { ty: ty.clone(), memory: Memory::Cpu(Arc::new(buffer)) });
+        }
+        Ok(())
+    }
+
     pub fn names(&self) -> impl Iterator<Item = (&str, &TensorType)> {
         self.variables.iter().map(|(n, v)| (n.as_str(), &v.ty))
     }

@@ -101,8 +101,9 @@ impl Session {
     ) -> Result<Self> {
         let parameters = model.parameters()?;
         let mut store = Store::new(&device);
+        let variable = |p: &Parameter| (p.name.clone(), crate::tensor::TensorType::f32(&p.shape));
+        store.declare_together(&parameters.iter().map(variable).collect::<Vec<_>>())?;
         for p in &parameters {
-            store.declare(&p.name, &crate::tensor::TensorType::f32(&p.shape))?;
             store.write(&p.name, &p.initial(seed))?;
         }
         let training = Step { shape: (1, model.context()), accumulation: 1, precision: Precision::F32, budget: None };

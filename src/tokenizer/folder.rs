@@ -6,6 +6,7 @@ use crate::data::files::{pretty, read_utf8, write_atomic};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
@@ -71,7 +72,7 @@ impl Tokenizer {
             )));
         }
         if let Tokenizer::HuggingFace(t) = self {
-            let known = t.roles_mut();
+            let known = Arc::make_mut(t).roles_mut();
             let mut ends = said.eos;
             ends.extend(known.eos.iter().copied().filter(|id| !ends.contains(id)).collect::<Vec<_>>());
             *known = Roles {

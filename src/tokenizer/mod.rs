@@ -30,16 +30,18 @@ use crate::data::files::{read_utf8, sha256_hex, write_atomic};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 pub const TOKENIZER_JSON: &str = "tokenizer.json";
 
+/// Cheap to clone: vocabularies of other programs, which have 10^5 entries, are shared.
 #[derive(Clone, Debug)]
 pub enum Tokenizer {
     Char(CharTokenizer),
     Byte(ByteTokenizer),
     Bpe(BpeTokenizer),
-    Spm(Box<SpmTokenizer>),
-    HuggingFace(Box<HfTokenizer>),
+    Spm(Arc<SpmTokenizer>),
+    HuggingFace(Arc<HfTokenizer>),
 }
 
 /// What to make from a corpus.
@@ -364,17 +366,17 @@ impl Tokenizer {
                 return Ok(native);
             }
         }
-        Ok(Tokenizer::HuggingFace(Box::new(HfTokenizer::from_json(name, json)?)))
+        Ok(Tokenizer::HuggingFace(Arc::new(HfTokenizer::from_json(name, json)?)))
     }
 
     /// The tokenizer of a llama2.c `tokenizer.bin`, from the texts and scores of its pieces; see [`SpmTokenizer::from_llama2c`].
     pub fn from_llama2c(pieces: Vec<(Vec<u8>, f32)>) -> Result<Tokenizer> {
-        Ok(Tokenizer::Spm(Box::new(SpmTokenizer::from_llama2c(pieces)?)))
+        Ok(Tokenizer::Spm(Arc::new(SpmTokenizer::from_llama2c(pieces)?)))
     }
 
     /// The tokenizer of a llama2.c `tokenizer.bin`, from the bytes of the file.
     pub fn from_llama2c_bytes(data: &[u8]) -> Result<Tokenizer> {
-        Ok(Tokenizer::Spm(Box::new(SpmTokenizer::from_llama2c_bytes(data)?)))
+        Ok(Tokenizer::Spm(Arc::new(SpmTokenizer::from_llama2c_bytes(data)?)))
     }
 
     fn load_native(folder: &Path) -> Result<Tokenizer> {

@@ -6,6 +6,7 @@ use lynx_gpu::infer::beams::{Beams, search};
 use lynx_gpu::infer::{Finish, Generation, NextToken, Options, Sampling, batch, continue_text};
 use lynx_gpu::tokenizer::spm::{Piece, PieceKind, SpmOptions, SpmTokenizer};
 use lynx_gpu::tokenizer::{ByteTokenizer, Roles, SpecialTokens, Tokenizer};
+use std::sync::Arc;
 
 /// Says the same bytes over and over.
 struct Sayer {
@@ -93,7 +94,7 @@ fn a_continuation_keeps_the_space_it_begins_with() {
     let pieces = first.map(|(text, kind)| piece(text, kind)).into_iter().chain(words).collect();
     let roles = Roles { bos: Some(1), eos: vec![2], add_bos: Some(true), ..Roles::default() };
     let options = SpmOptions { add_space_prefix: true, mark_is_space: true };
-    let tokenizer = Tokenizer::Spm(Box::new(SpmTokenizer::new(pieces, options, roles).unwrap()));
+    let tokenizer = Tokenizer::Spm(Arc::new(SpmTokenizer::new(pieces, options, roles).unwrap()));
     // Always " b".
     let options = Options { ignore_ends: true, ..greedy(2) };
     let options = Options { sampling: Sampling { logit_bias: vec![(6, 99.0)], ..Sampling::greedy() }, ..options };

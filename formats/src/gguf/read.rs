@@ -138,6 +138,12 @@ impl File {
         &self.metadata
     }
 
+    /// The same file for its tensors alone: a vocabulary among the metadata can be larger than everything else that is kept in memory.
+    pub fn without_metadata(self) -> Self {
+        let metadata = Metadata::of_file(self.source.name());
+        File { metadata, ..self }
+    }
+
     /// The tensors in the order of their infos.
     pub fn tensors(&self) -> &[Tensor] {
         &self.tensors

@@ -58,7 +58,7 @@ pub(super) fn open(path: &Path, given: Option<Tokenizer>) -> Result<ModelFile> {
     let read = || super::tokenizer_of(file.name(), || Tokenizer::from_gguf(file.metadata()));
     let tokenizer = given.map_or_else(read, Ok)?;
     super::check_vocabulary(file.name(), &config, &tokenizer)?;
-    let tensors = GgufTensors { file, source: Source::open(path)? };
+    let tensors = GgufTensors { file: file.without_metadata(), source: Source::open(path)? };
     let (weights, notes) = LinkedWeights::new(tensors, table, |name| name == "rope_freqs.weight")?;
     Ok(ModelFile {
         config,

@@ -32,7 +32,7 @@ impl Default for Storing {
 }
 
 /// Bytes that are read at once beside the weight they are for.
-const SLAB: usize = 4 << 20;
+const SLAB: usize = 256 << 10;
 
 fn damaged(source: &dyn WeightSource, name: &str, why: impl std::fmt::Display) -> Error {
     Error::Checkpoint(format!("{}: '{name}': {why}", source.origin()))
@@ -150,18 +150,18 @@ impl Session {
             Store::new(&device),
             training,
         )?;
-        for p in &parameters {
-            let found = find(source, p)?;
-            match stored.get(&p.name) {
-                Some(Stored { packing, .. }) => {
-                    session.store.declare(&p.name, &TensorType::new(DType::I8, &[packing.bytes()]))?;
-                    session.store.fill(&p.name, |into| pack(source, &p.name, &found, packing, into))?;
-                }
-                None => {
-                    session.store.declare(&p.name, &TensorType::f32(&p.shape))?;
-                    session.store.fill(&p.name, |into| widen(source, &p.name, &found, into))?;
-                }
-            }
+        let kept = |p: &Parameter| match stored.get(&p.name) {
+            Some(Stored { packing, .. }) => TensorType::new(DType::I8, &[packing.bytes()]),
+            None => TensorType::f32(&p.shape),
+        };
+        let variables: Vec<_> = parameters.iter().map(|p| (p.name.clone(), kept(p))).collect();
+        let found: Vec<_> = parameters.iter().map(|p| find(source, p)).collect::<Result<_>>()?;
+        session.store.declare_together(&variables)?;
+        for (p, found) in parameters.iter().zip(&found) {
+            session.store.fill(&p.name, |into| match stored.get(&p.name) {
+                Some(Stored { packing, .. }) => pack(source, &p.name, found, packing, into),
+                None => widen(source, &p.name, found, into),
+            })?;
         }
         (session.parameters, session.stored) = (parameters, stored);
         Ok(session)

@@ -8,6 +8,7 @@ use crate::tokenizer::{Tokenizer, display};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 impl Tokenizer {
     /// The tokenizer of a GGUF file. Models `llama` and `gpt2` are known. Refused, with the entry named: lists of different lengths, token
@@ -39,8 +40,8 @@ impl Tokenizer {
             }
         }
         match vocabulary.model.as_str() {
-            "llama" => Ok(Tokenizer::Spm(Box::new(sentence_piece(vocabulary)?))),
-            "gpt2" => Ok(Tokenizer::HuggingFace(Box::new(byte_level_bpe(vocabulary)?))),
+            "llama" => Ok(Tokenizer::Spm(Arc::new(sentence_piece(vocabulary)?))),
+            "gpt2" => Ok(Tokenizer::HuggingFace(Arc::new(byte_level_bpe(vocabulary)?))),
             other => Err(Error::Data(format!(
                 "tokenizer.ggml.model = '{other}': this program runs 'llama' (SentencePiece BPE) and 'gpt2' (byte-level BPE)"
             ))),

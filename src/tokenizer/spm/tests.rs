@@ -1,5 +1,6 @@
 use super::super::{StreamDecoder, Tokenizer};
 use super::*;
+use std::sync::Arc;
 
 fn piece(text: &str, score: f32, kind: PieceKind) -> Piece {
     Piece { text: text.into(), score, kind }
@@ -61,12 +62,12 @@ fn control_tokens_in_a_text_are_tokens_only_where_asked_for() {
     assert_eq!(t.encode("a</s>b", true).unwrap(), [9, 2, 3, 5]);
     let plain = t.encode("a</s>b", false).unwrap();
     assert!(!plain.iter().any(|&id| t.is_special(id)), "{plain:?}");
-    assert_eq!(Tokenizer::Spm(Box::new(t)).decode(&plain).unwrap(), "a</s>b");
+    assert_eq!(Tokenizer::Spm(Arc::new(t)).decode(&plain).unwrap(), "a</s>b");
 }
 
 #[test]
 fn the_first_space_is_the_prefix_at_the_beginning_of_a_text_and_text_elsewhere() {
-    let t = Tokenizer::Spm(Box::new(spm(&TOY, true)));
+    let t = Tokenizer::Spm(Arc::new(spm(&TOY, true)));
     let ids = t.encode("a a").unwrap();
     assert_eq!(ids, [9, 9]);
     assert_eq!(t.decode(&ids).unwrap(), "a a");
@@ -81,7 +82,7 @@ fn the_first_space_is_the_prefix_at_the_beginning_of_a_text_and_text_elsewhere()
 
 #[test]
 fn any_text_comes_back_with_bytes_in_the_vocabulary() {
-    let t = Tokenizer::Spm(Box::new(spm(&TOY, true)));
+    let t = Tokenizer::Spm(Arc::new(spm(&TOY, true)));
     for text in ["", " ", "  ", "a", " a", "  a  b ", "né\n\t🦊", "\u{0}\u{7f}", "abc".repeat(100).as_str()] {
         assert_eq!(t.decode(&t.encode(text).unwrap()).unwrap(), text);
         let mut decoder = StreamDecoder::new(&t, false);
