@@ -56,7 +56,7 @@ fn bytes(words: &[u64]) -> &[u8] {
 fn candidates(filter: &str, rows: usize, columns: usize) -> Vec<Candidate> {
     let mut all = Vec::new();
     for format in Format::ALL.into_iter().filter(|f| f.name().contains(filter)) {
-        let Ok(packing) = Packing::fastest(format, rows, columns) else { continue };
+        let Ok(packing) = Packing::fastest_for_int8(format, rows, columns) else { continue };
         let mut weights = vec![0u64; packing.bytes().div_ceil(8)];
         // SAFETY: as above.
         let to = unsafe { std::slice::from_raw_parts_mut(weights.as_mut_ptr().cast(), 8 * weights.len()) };

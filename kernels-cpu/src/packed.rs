@@ -6,6 +6,7 @@
 //! | `layout` | between rows of a format and tiles |
 //! | `rows` | products with rows of any format |
 //! | `tiles` | products with tiles |
+//! | `superblocks` | tiles of `Q4_K`, `Q5_K` and `Q6_K`, and products with them |
 //! | `activations` | `x` in the order in which the kernels of tiles read it, as `f32` or as int8 |
 //! | `lanes`, `x86` | sixteen lanes of an instruction set |
 //! | [`samples`] | rows to test and measure with |
@@ -15,6 +16,7 @@ mod lanes;
 mod layout;
 mod rows;
 pub mod samples;
+mod superblocks;
 #[cfg(test)]
 mod tests;
 mod tiles;
@@ -27,6 +29,7 @@ use crate::threads::par_rows_mut;
 pub use activations::{BLOCK, round_rows};
 use layout::Geometry;
 pub use layout::TILE_ROWS;
+use superblocks::Shape;
 
 /// The order of a matrix's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +43,9 @@ pub enum Layout {
     /// * 4-bit codes (`Q4_0`, `Int4Group`, `Nf4`): for every 8 columns 64 bytes; the low nibbles of bytes 4 r to 4 r + 3 are the first
     ///   four columns of row r, the high nibbles the others.
     /// * scales: for every block 16 scales, one a row, in the type that the format has them in.
+    ///
+    /// Superblocks (`Q4_K`, `Q5_K`, `Q6_K`) each have the low four bits of their codes so, then the upper bits, a byte for every scale and
+    /// minimum, and d and dmin.
     ///
     /// Columns and the tile's bytes are filled up with zeros to whole 64 bytes.
     Tiles,
@@ -81,7 +87,18 @@ impl Packing {
         Self::new(format, layout, rows, columns)
     }
 
-    /// Whether there is a layout in tiles for a format.
+    /// [`Packing::fastest`] for products whose activations are int8: superblocks too have tiles then.
+    ///
+    /// # Errors
+    /// As [`Packing::new`].
+    pub fn fastest_for_int8(format: Format, rows: usize, columns: usize) -> Result<Self, String> {
+        match Shape::of(format) {
+            Some(_) => Self::new(format, Layout::Tiles, rows, columns),
+            None => Self::fastest(format, rows, columns),
+        }
+    }
+
+    /// Whether products of any activations are fastest with a format's tiles.
     pub fn has_tiles(format: Format) -> bool {
         Geometry::of(format, 256).is_some()
     }
@@ -97,8 +114,8 @@ impl Packing {
         let row = self.format.row_bytes(self.columns)?;
         let (lines, bytes) = match self.layout {
             Layout::Rows => (self.rows, row),
-            Layout::Tiles => match Geometry::of(self.format, self.columns) {
-                Some(geometry) => (self.tiles(), geometry.bytes),
+            Layout::Tiles => match self.bytes_of_tile() {
+                Some(bytes) => (self.tiles(), bytes),
                 None => return Err(format!("{} has no layout in tiles: use rows", self.format)),
             },
         };
@@ -134,7 +151,14 @@ impl Packing {
     /// # Panics
     /// If the format has no tiles.
     pub fn tile_bytes(&self) -> usize {
-        self.geometry().bytes
+        self.bytes_of_tile().unwrap_or_else(|| panic!("{} has no tiles", self.format))
+    }
+
+    fn bytes_of_tile(&self) -> Option<usize> {
+        match Shape::of(self.format) {
+            Some(shape) => Some(shape.tile_bytes(self.columns)),
+            None => Geometry::of(self.format, self.columns).map(|g| g.bytes),
+        }
     }
 
     fn geometry(&self) -> Geometry {
@@ -156,7 +180,10 @@ pub fn unpack_row(packing: &Packing, packed: &[u8], r: usize, out: &mut [f32]) {
     assert_eq!(out.len(), packing.columns, "a row is [{}]", packing.columns);
     match packing.layout {
         Layout::Rows => rows::dequantise(packing, packed, r, out),
-        Layout::Tiles => layout::dequantise(packing, packed, r, out),
+        Layout::Tiles => match Shape::of(packing.format) {
+            Some(shape) => superblocks::dequantise(&shape, packing, packed, r, out),
+            None => layout::dequantise(packing, packed, r, out),
+        },
     }
 }
 
@@ -208,7 +235,7 @@ pub fn pack(packing: &Packing, rows: &[u8], packed: &mut [u8]) {
     let bytes = packing.bytes();
     match packing.layout {
         Layout::Rows => packed[..bytes].copy_from_slice(&rows[..bytes]),
-        Layout::Tiles => layout::pack(packing, 0, rows, packed),
+        Layout::Tiles => pack_tiles(packing, 0, rows, packed),
     }
 }
 
@@ -218,7 +245,10 @@ pub fn pack(packing: &Packing, rows: &[u8], packed: &mut [u8]) {
 /// # Panics
 /// If `rows` is too short for the tiles, or there are no tiles.
 pub fn pack_tiles(packing: &Packing, first_tile: usize, rows: &[u8], tiles: &mut [u8]) {
-    layout::pack(packing, first_tile, rows, tiles);
+    match Shape::of(packing.format) {
+        Some(shape) => superblocks::pack(&shape, packing, first_tile, rows, tiles),
+        None => layout::pack(packing, first_tile, rows, tiles),
+    }
 }
 
 /// The format's own bytes of all rows: what [`pack`] was given.
@@ -229,7 +259,10 @@ pub fn unpack_bytes(packing: &Packing, packed: &[u8], rows: &mut [u8]) {
     packing.check(packed);
     match packing.layout {
         Layout::Rows => rows[..packing.bytes()].copy_from_slice(&packed[..packing.bytes()]),
-        Layout::Tiles => layout::unpack(packing, packed, rows),
+        Layout::Tiles => match Shape::of(packing.format) {
+            Some(shape) => superblocks::unpack(&shape, packing, packed, rows),
+            None => layout::unpack(packing, packed, rows),
+        },
     }
 }
 
@@ -254,7 +287,11 @@ pub fn linear(
         return;
     }
     match packing.layout {
-        Layout::Tiles => tiles::linear(packing, activations, m, x, w, y),
+        Layout::Tiles => match Shape::of(packing.format) {
+            Some(shape) if activations == Activations::Int8 => superblocks::linear(&shape, packing, m, x, w, y),
+            Some(_) => return rows::linear(packing, m, x, w, y, epilogue),
+            None => tiles::linear(packing, activations, m, x, w, y),
+        },
         Layout::Rows if activations == Activations::F32 => return rows::linear(packing, m, x, w, y, epilogue),
         Layout::Rows => {
             let mut rounded = vec![0.0; x.len()];

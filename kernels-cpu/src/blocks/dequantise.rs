@@ -3,6 +3,7 @@
 
 use super::{Format, NF4};
 use crate::half::{bf16_to_f32, f16_to_f32};
+use crate::simd::Isa;
 use crate::threads::par_rows_mut;
 
 /// Widens one row: `x` gets the numbers that `bytes` stand for.
@@ -15,7 +16,7 @@ pub fn dequantise_row(format: Format, bytes: &[u8], x: &mut [f32]) {
 
 crate::multiversion! {
     fn dispatched<V>(format: Format, bytes: &[u8], x: &mut [f32]) {
-        dequantise_row_inline(format, bytes, x);
+        dequantise_row_inline::<V>(format, bytes, x);
     }
 }
 
@@ -53,36 +54,45 @@ pub(super) fn row_bytes(format: Format, columns: usize) -> usize {
 /// # Panics
 /// As [`dequantise_row`].
 #[inline(always)]
-pub fn dequantise_row_inline(format: Format, bytes: &[u8], x: &mut [f32]) {
+fn dequantise_row_inline<V: Isa>(format: Format, bytes: &[u8], x: &mut [f32]) {
     assert_eq!(bytes.len(), row_bytes(format, x.len()), "blocks: a row of {} numbers in {format}", x.len());
+    // A loop here and no function that calls another: what is called through a value is compiled for the oldest processor.
+    macro_rules! each {
+        ($block:ident) => {
+            for (b, x) in bytes.as_chunks().0.iter().zip(x.as_chunks_mut().0) {
+                $block::<V>(b, x);
+            }
+        };
+    }
     match format {
-        Format::F32 => each(bytes, x, |b: &[u8; 4], x: &mut [f32; 1]| x[0] = f32::from_le_bytes(*b)),
-        Format::F16 => each(bytes, x, |b: &[u8; 2], x: &mut [f32; 1]| x[0] = f16_to_f32(u16::from_le_bytes(*b))),
-        Format::Bf16 => each(bytes, x, |b: &[u8; 2], x: &mut [f32; 1]| x[0] = bf16_to_f32(u16::from_le_bytes(*b))),
-        Format::Q4_0 => each(bytes, x, q4_0),
-        Format::Q4_1 => each(bytes, x, q4_1),
-        Format::Q5_0 => each(bytes, x, q5_0),
-        Format::Q5_1 => each(bytes, x, q5_1),
-        Format::Q8_0 => each(bytes, x, q8_0),
-        Format::Q2K => each(bytes, x, q2_k),
-        Format::Q3K => each(bytes, x, q3_k),
-        Format::Q4K => each(bytes, x, q4_k),
-        Format::Q5K => each(bytes, x, q5_k),
-        Format::Q6K => each(bytes, x, q6_k),
+        Format::F32 => {
+            for (b, x) in bytes.as_chunks().0.iter().zip(x) {
+                *x = f32::from_le_bytes(*b);
+            }
+        }
+        Format::F16 => {
+            for (b, x) in bytes.as_chunks().0.iter().zip(x) {
+                *x = f16_to_f32(u16::from_le_bytes(*b));
+            }
+        }
+        Format::Bf16 => {
+            for (b, x) in bytes.as_chunks().0.iter().zip(x) {
+                *x = bf16_to_f32(u16::from_le_bytes(*b));
+            }
+        }
+        Format::Q4_0 => each!(q4_0),
+        Format::Q4_1 => each!(q4_1),
+        Format::Q5_0 => each!(q5_0),
+        Format::Q5_1 => each!(q5_1),
+        Format::Q8_0 => each!(q8_0),
+        Format::Q2K => each!(q2_k),
+        Format::Q3K => each!(q3_k),
+        Format::Q4K => each!(q4_k),
+        Format::Q5K => each!(q5_k),
+        Format::Q6K => each!(q6_k),
         Format::Int8Row => int8_row(bytes, x),
         Format::Int4Group(n) => int4_groups(n as usize, bytes, x),
-        Format::Nf4 => each(bytes, x, nf4),
-    }
-}
-
-#[inline(always)]
-fn each<const BYTES: usize, const LEN: usize>(
-    bytes: &[u8],
-    x: &mut [f32],
-    block: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
-) {
-    for (b, x) in bytes.as_chunks::<BYTES>().0.iter().zip(x.as_chunks_mut::<LEN>().0) {
-        block(b, x);
+        Format::Nf4 => each!(nf4),
     }
 }
 
@@ -98,104 +108,144 @@ fn part<const N: usize>(b: &[u8], at: usize) -> &[u8; N] {
     b[at..at + N].try_into().expect("N bytes")
 }
 
-/// `N` numbers from `at` on.
+/// Sixteen bytes, taken apart with shifts and masks of words: whole blocks are unrolled, and what LLVM makes of loops over single bytes
+/// there is several times slower.
+type Bytes = [u64; 2];
+
 #[inline(always)]
-fn part_mut<const N: usize>(x: &mut [f32], at: usize) -> &mut [f32; N] {
-    (&mut x[at..at + N]).try_into().expect("N numbers")
+fn bytes_at(b: &[u8], at: usize) -> Bytes {
+    [u64::from_le_bytes(*part(b, at)), u64::from_le_bytes(*part(b, at + 8))]
+}
+
+/// `bits` bits of every byte, from bit `shift` on.
+#[inline(always)]
+fn bits(v: Bytes, shift: usize, bits: u32) -> Bytes {
+    let mask = ((1u64 << bits) - 1) * 0x0101_0101_0101_0101;
+    v.map(|v| v >> shift & mask)
+}
+
+/// `low | high << shift` in every byte.
+#[inline(always)]
+fn join(low: Bytes, high: Bytes, shift: usize) -> Bytes {
+    [low[0] | high[0] << shift, low[1] | high[1] << shift]
+}
+
+/// The low sixteen bits of `v`, each a byte.
+#[inline(always)]
+fn spread(v: u32) -> Bytes {
+    [v, v >> 8].map(|v| {
+        let own = u64::from(v & 255) * 0x0101_0101_0101_0101 & 0x8040_2010_0804_0201;
+        (own + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101
+    })
+}
+
+/// `d (q - offset) - m` for sixteen numbers from `at` on; neither the offset, which is exact, nor `m` rounds where it is 0.
+#[inline(always)]
+fn put<V: Isa>(q: Bytes, offset: f32, d: f32, m: f32, x: &mut [f32], at: usize) {
+    let x: &mut [f32; 16] = (&mut x[at..at + 16]).try_into().expect("sixteen numbers");
+    #[cfg(target_arch = "x86_64")]
+    {
+        use crate::simd::Level;
+        use std::arch::x86_64::*;
+        // SAFETY (both): V says that the instructions are there; x holds sixteen numbers.
+        if V::LEVEL == Level::Avx512 {
+            return unsafe {
+                let q = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_set_epi64x(q[1] as i64, q[0] as i64)));
+                let scaled = _mm512_mul_ps(_mm512_set1_ps(d), _mm512_sub_ps(q, _mm512_set1_ps(offset)));
+                _mm512_storeu_ps(x.as_mut_ptr(), _mm512_sub_ps(scaled, _mm512_set1_ps(m)));
+            };
+        }
+        if V::LEVEL == Level::Avx2 {
+            for (i, q) in q.into_iter().enumerate() {
+                unsafe {
+                    let q = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_set_epi64x(0, q as i64)));
+                    let scaled = _mm256_mul_ps(_mm256_set1_ps(d), _mm256_sub_ps(q, _mm256_set1_ps(offset)));
+                    _mm256_storeu_ps(x.as_mut_ptr().add(8 * i), _mm256_sub_ps(scaled, _mm256_set1_ps(m)));
+                }
+            }
+            return;
+        }
+    }
+    for (x, q) in x.iter_mut().zip(q.into_iter().flat_map(u64::to_le_bytes)) {
+        *x = d * (f32::from(q) - offset) - m;
+    }
 }
 
 /// Block of [`Format::Q4_0`].
 #[inline(always)]
-pub fn q4_0(b: &[u8; 18], x: &mut [f32; 32]) {
-    let (d, qs) = (f16_at(b, 0), part::<16>(b, 2));
-    for i in 0..16 {
-        x[i] = d * ((qs[i] & 15) as i32 - 8) as f32;
-        x[i + 16] = d * ((qs[i] >> 4) as i32 - 8) as f32;
-    }
+fn q4_0<V: Isa>(b: &[u8; 18], x: &mut [f32; 32]) {
+    let (d, qs) = (f16_at(b, 0), bytes_at(b, 2));
+    put::<V>(bits(qs, 0, 4), 8.0, d, 0.0, x, 0);
+    put::<V>(bits(qs, 4, 4), 8.0, d, 0.0, x, 16);
 }
 
 /// Block of [`Format::Q4_1`].
 #[inline(always)]
-pub fn q4_1(b: &[u8; 20], x: &mut [f32; 32]) {
-    let (d, m, qs) = (f16_at(b, 0), f16_at(b, 2), part::<16>(b, 4));
-    for i in 0..16 {
-        x[i] = d * (qs[i] & 15) as f32 + m;
-        x[i + 16] = d * (qs[i] >> 4) as f32 + m;
-    }
+fn q4_1<V: Isa>(b: &[u8; 20], x: &mut [f32; 32]) {
+    let (d, m, qs) = (f16_at(b, 0), f16_at(b, 2), bytes_at(b, 4));
+    put::<V>(bits(qs, 0, 4), 0.0, d, -m, x, 0);
+    put::<V>(bits(qs, 4, 4), 0.0, d, -m, x, 16);
 }
 
 /// The 32 codes of 5 bits: nibbles `qs`, the fifth bits in `qh`.
 #[inline(always)]
-fn five_bits(qh: &[u8; 4], qs: &[u8; 16]) -> [i32; 32] {
+fn five_bits(qh: &[u8; 4], qs: Bytes) -> [Bytes; 2] {
     let qh = u32::from_le_bytes(*qh);
-    let mut q = [0; 32];
-    for i in 0..16 {
-        q[i] = (qs[i] & 15) as i32 | ((qh >> i & 1) << 4) as i32;
-        q[i + 16] = (qs[i] >> 4) as i32 | ((qh >> (i + 16) & 1) << 4) as i32;
-    }
-    q
+    [join(bits(qs, 0, 4), spread(qh), 4), join(bits(qs, 4, 4), spread(qh >> 16), 4)]
 }
 
 /// Block of [`Format::Q5_0`].
 #[inline(always)]
-pub fn q5_0(b: &[u8; 22], x: &mut [f32; 32]) {
-    let (d, q) = (f16_at(b, 0), five_bits(part(b, 2), part(b, 6)));
-    for (x, q) in x.iter_mut().zip(q) {
-        *x = d * (q - 16) as f32;
-    }
+fn q5_0<V: Isa>(b: &[u8; 22], x: &mut [f32; 32]) {
+    let (d, q) = (f16_at(b, 0), five_bits(part(b, 2), bytes_at(b, 6)));
+    put::<V>(q[0], 16.0, d, 0.0, x, 0);
+    put::<V>(q[1], 16.0, d, 0.0, x, 16);
 }
 
 /// Block of [`Format::Q5_1`].
 #[inline(always)]
-pub fn q5_1(b: &[u8; 24], x: &mut [f32; 32]) {
-    let (d, m, q) = (f16_at(b, 0), f16_at(b, 2), five_bits(part(b, 4), part(b, 8)));
-    for (x, q) in x.iter_mut().zip(q) {
-        *x = d * q as f32 + m;
-    }
+fn q5_1<V: Isa>(b: &[u8; 24], x: &mut [f32; 32]) {
+    let (d, m, q) = (f16_at(b, 0), f16_at(b, 2), five_bits(part(b, 4), bytes_at(b, 8)));
+    put::<V>(q[0], 0.0, d, -m, x, 0);
+    put::<V>(q[1], 0.0, d, -m, x, 16);
 }
 
 /// Block of [`Format::Q8_0`].
 #[inline(always)]
-pub fn q8_0(b: &[u8; 34], x: &mut [f32; 32]) {
-    let (d, qs) = (f16_at(b, 0), part::<32>(b, 2));
-    for (x, &q) in x.iter_mut().zip(qs) {
-        *x = d * (q as i8) as f32;
+fn q8_0<V: Isa>(b: &[u8; 34], x: &mut [f32; 32]) {
+    let d = f16_at(b, 0);
+    for half in 0..2 {
+        // Signed bytes plus 128.
+        let q = bytes_at(b, 2 + 16 * half).map(|q| q ^ 0x8080_8080_8080_8080);
+        put::<V>(q, 128.0, d, 0.0, x, 16 * half);
     }
 }
 
 /// Superblock of [`Format::Q2K`]: 16 bytes with a 4-bit scale (low) and minimum (high) for every 16 numbers, 64 bytes of codes, f16 d
 /// and dmin. Each half of 128 numbers has 32 bytes of codes; its block of 32 numbers number j has bits 2j and 2j + 1 of them.
 #[inline(always)]
-pub fn q2_k(b: &[u8; 84], x: &mut [f32; 256]) {
+fn q2_k<V: Isa>(b: &[u8; 84], x: &mut [f32; 256]) {
     let (scales, d, dmin) = (part::<16>(b, 0), f16_at(b, 80), f16_at(b, 82));
     for (g, &scale) in scales.iter().enumerate() {
         let (half, j, side) = (g / 8, g / 2 % 4, g % 2);
-        let qs = part::<16>(b, 16 + 32 * half + 16 * side);
-        let (dl, ml) = (d * (scale & 15) as f32, dmin * (scale >> 4) as f32);
-        let x = part_mut::<16>(x, 16 * g);
-        for i in 0..16 {
-            x[i] = dl * (qs[i] >> (2 * j) & 3) as f32 - ml;
-        }
+        let q = bits(bytes_at(b, 16 + 32 * half + 16 * side), 2 * j, 2);
+        put::<V>(q, 0.0, d * (scale & 15) as f32, dmin * (scale >> 4) as f32, x, 16 * g);
     }
 }
 
 /// Superblock of [`Format::Q3K`]: 32 bytes of third bits (bit g / 2 of byte i: block of 32 number g / 2, number i; a set bit means that
 /// nothing is subtracted), 64 bytes of codes as in [`q2_k`], 12 bytes of 6-bit scales plus 32, f16 d.
 #[inline(always)]
-pub fn q3_k(b: &[u8; 110], x: &mut [f32; 256]) {
+fn q3_k<V: Isa>(b: &[u8; 110], x: &mut [f32; 256]) {
     let (scales, d) = (part::<12>(b, 96), f16_at(b, 108));
     for g in 0..16 {
         let (half, j, side) = (g / 8, g / 2 % 4, g % 2);
         let low = if g < 8 { scales[g] & 15 } else { scales[g - 8] >> 4 };
         let high = scales[8 + g % 4] >> (2 * (g / 4)) & 3;
         let dl = d * ((low | high << 4) as i32 - 32) as f32;
-        let qs = part::<16>(b, 32 + 32 * half + 16 * side);
-        let mask = part::<16>(b, 16 * side);
-        let x = part_mut::<16>(x, 16 * g);
-        for i in 0..16 {
-            let high = (mask[i] >> (g / 2) & 1) << 2;
-            x[i] = dl * ((qs[i] >> (2 * j) & 3 | high) as i32 - 4) as f32;
-        }
+        let qs = bits(bytes_at(b, 32 + 32 * half + 16 * side), 2 * j, 2);
+        let third = bits(bytes_at(b, 16 * side), g / 2, 1);
+        put::<V>(join(qs, third, 2), 4.0, dl, 0.0, x, 16 * g);
     }
 }
 
@@ -217,36 +267,29 @@ pub fn scales_and_minima(scales: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 /// Superblock of [`Format::Q4K`]: f16 d and dmin, 12 bytes of [`scales_and_minima`], 128 bytes of codes: 32 bytes for two blocks of 32,
 /// the first in the low nibbles.
 #[inline(always)]
-pub fn q4_k(b: &[u8; 144], x: &mut [f32; 256]) {
+fn q4_k<V: Isa>(b: &[u8; 144], x: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
     let (scales, minima) = scales_and_minima(part(b, 4));
-    for j in 0..4 {
-        let qs = part::<32>(b, 16 + 32 * j);
-        let (d0, m0) = (d * scales[2 * j] as f32, dmin * minima[2 * j] as f32);
-        let (d1, m1) = (d * scales[2 * j + 1] as f32, dmin * minima[2 * j + 1] as f32);
-        let x = part_mut::<64>(x, 64 * j);
-        for i in 0..32 {
-            x[i] = d0 * (qs[i] & 15) as f32 - m0;
-        }
-        for i in 0..32 {
-            x[i + 32] = d1 * (qs[i] >> 4) as f32 - m1;
+    for (j, (scale, minimum)) in scales.into_iter().zip(minima).enumerate() {
+        let (d, m) = (d * scale as f32, dmin * minimum as f32);
+        for side in 0..2 {
+            let qs = bytes_at(b, 16 + 32 * (j / 2) + 16 * side);
+            put::<V>(bits(qs, 4 * (j % 2), 4), 0.0, d, m, x, 32 * j + 16 * side);
         }
     }
 }
 
 /// Superblock of [`Format::Q5K`]: as [`q4_k`] with 32 bytes of fifth bits before the codes; bit j of byte i belongs to number i of block j.
 #[inline(always)]
-pub fn q5_k(b: &[u8; 176], x: &mut [f32; 256]) {
+fn q5_k<V: Isa>(b: &[u8; 176], x: &mut [f32; 256]) {
     let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
     let (scales, minima) = scales_and_minima(part(b, 4));
-    let qh = part::<32>(b, 16);
-    for j in 0..8 {
-        let qs = part::<32>(b, 48 + 32 * (j / 2));
-        let (d, m) = (d * scales[j] as f32, dmin * minima[j] as f32);
-        let x = part_mut::<32>(x, 32 * j);
-        for i in 0..32 {
-            let q = qs[i] >> (4 * (j % 2)) & 15 | (qh[i] >> j & 1) << 4;
-            x[i] = d * q as f32 - m;
+    for (j, (scale, minimum)) in scales.into_iter().zip(minima).enumerate() {
+        let (d, m) = (d * scale as f32, dmin * minimum as f32);
+        for side in 0..2 {
+            let qs = bits(bytes_at(b, 48 + 32 * (j / 2) + 16 * side), 4 * (j % 2), 4);
+            let fifth = bits(bytes_at(b, 16 + 16 * side), j, 1);
+            put::<V>(join(qs, fifth, 4), 0.0, d, m, x, 32 * j + 16 * side);
         }
     }
 }
@@ -254,18 +297,13 @@ pub fn q5_k(b: &[u8; 176], x: &mut [f32; 256]) {
 /// Superblock of [`Format::Q6K`]: 128 bytes of low nibbles, 64 of high bit pairs, 16 int8 scales, f16 d. Each half of 128 numbers has 64
 /// bytes of nibbles (numbers 0 to 63 low, 64 to 127 high) and 32 bytes of pairs (block of 32 number j: bits 2j and 2j + 1).
 #[inline(always)]
-pub fn q6_k(b: &[u8; 210], x: &mut [f32; 256]) {
+fn q6_k<V: Isa>(b: &[u8; 210], x: &mut [f32; 256]) {
     let (scales, d) = (part::<16>(b, 192), f16_at(b, 208));
     for (g, &scale) in scales.iter().enumerate() {
         let (half, j, side) = (g / 8, g / 2 % 4, g % 2);
-        let dl = d * (scale as i8) as f32;
-        let ql = part::<16>(b, 64 * half + 32 * (j % 2) + 16 * side);
-        let qh = part::<16>(b, 128 + 32 * half + 16 * side);
-        let x = part_mut::<16>(x, 16 * g);
-        for i in 0..16 {
-            let q = ql[i] >> (4 * (j / 2)) & 15 | (qh[i] >> (2 * j) & 3) << 4;
-            x[i] = dl * (q as i32 - 32) as f32;
-        }
+        let low = bits(bytes_at(b, 64 * half + 32 * (j % 2) + 16 * side), 4 * (j / 2), 4);
+        let high = bits(bytes_at(b, 128 + 32 * half + 16 * side), 2 * j, 2);
+        put::<V>(join(low, high, 4), 32.0, d * (scale as i8) as f32, 0.0, x, 16 * g);
     }
 }
 
@@ -292,7 +330,7 @@ fn int4_groups(n: usize, bytes: &[u8], x: &mut [f32]) {
 
 /// Block of [`Format::Nf4`].
 #[inline(always)]
-pub fn nf4(b: &[u8; 34], x: &mut [f32; 64]) {
+fn nf4<V: Isa>(b: &[u8; 34], x: &mut [f32; 64]) {
     let (scale, qs) = (f16_at(b, 0), part::<32>(b, 2));
     for i in 0..32 {
         x[i] = scale * NF4[(qs[i] & 15) as usize];

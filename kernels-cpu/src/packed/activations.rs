@@ -47,9 +47,11 @@ fn block(x: &[f32]) -> [f32; BLOCK] {
 }
 
 crate::multiversion! {
-    /// Rounds one row to int8: words for all its blocks `stride` apart, and for every block the scale and what the sum of the codes is
-    /// multiplied with `offset`, also `stride` apart.
-    fn quantise_row<V>(x: &[f32], stride: usize, offset: i32, words: &mut [i32], scales: &mut [f32], offsets: &mut [i32]) {
+    /// Rounds one row to int8: words for all its blocks `stride` apart, and for every block the scale and, for each of its `parts`, what
+    /// the sum of the codes is multiplied with `offset`, also `stride` apart.
+    fn quantise_row<V>(
+        x: &[f32], stride: usize, offset: i32, parts: usize, words: &mut [i32], scales: &mut [f32], offsets: &mut [i32],
+    ) {
         for (b, part) in x.chunks(BLOCK).enumerate() {
             let part = block(part);
             let (scale, inverse) = scale::<V>(&part);
@@ -58,7 +60,9 @@ crate::multiversion! {
                 *q = round(x, inverse);
             }
             scales[b * stride] = scale;
-            offsets[b * stride] = offset * q.iter().map(|&q| i32::from(q)).sum::<i32>();
+            for (p, q) in q.chunks_exact(BLOCK / parts).enumerate() {
+                offsets[(b * parts + p) * stride] = offset * q.iter().map(|&q| i32::from(q)).sum::<i32>();
+            }
             for (w, q) in q.chunks_exact(4).enumerate() {
                 words[(b * BLOCK_WORDS + w) * stride] = i32::from_le_bytes(std::array::from_fn(|j| q[j] as u8));
             }
@@ -119,7 +123,7 @@ pub(super) struct Quantised {
     pub blocks: usize,
     pub words: Vec<i32>,
     pub scales: Vec<f32>,
-    /// What the sum of a block starts from: it makes up for the offset that the codes of weights have.
+    /// What the sum of a block, or of a part of one, starts from: it makes up for the offset that the codes of weights have.
     pub offsets: Vec<i32>,
 }
 
@@ -128,14 +132,22 @@ thread_local! {
     static INTERLEAVED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Calls `f` with `x` [m, columns] rounded to int8, for weights whose codes are `-offset` too large.
-pub(super) fn with_quantised(groups: Groups, columns: usize, x: &[f32], offset: i32, f: impl FnOnce(&Quantised)) {
+/// Calls `f` with `x` [m, columns] rounded to int8, for weights whose codes are `-offset` too large; sums are those of `parts` equal parts of
+/// each block.
+pub(super) fn with_quantised(
+    groups: Groups,
+    columns: usize,
+    x: &[f32],
+    offset: i32,
+    parts: usize,
+    f: impl FnOnce(&Quantised),
+) {
     let mut q = QUANTISED.take().unwrap_or_default();
     q.blocks = columns.div_ceil(BLOCK);
     let blocks = groups.m * q.blocks;
     q.words.resize(blocks * BLOCK_WORDS, 0);
     q.scales.resize(blocks, 0.0);
-    q.offsets.resize(blocks, 0);
+    q.offsets.resize(blocks * parts, 0);
     let per_row = q.blocks;
     let (words, scales, offsets) =
         (SharedMut::new(&mut q.words), SharedMut::new(&mut q.scales), SharedMut::new(&mut q.offsets));
@@ -148,12 +160,12 @@ pub(super) fn with_quantised(groups: Groups, columns: usize, x: &[f32], offset: 
                 (
                     words.slice(part.start * BLOCK_WORDS..part.end * BLOCK_WORDS),
                     scales.slice(part.clone()),
-                    offsets.slice(part),
+                    offsets.slice(part.start * parts..part.end * parts),
                 )
             };
             for (i, r) in rows.clone().enumerate() {
                 let row = &x[r * columns..][..columns];
-                quantise_row(row, rows.len(), offset, &mut words[i..], &mut scales[i..], &mut offsets[i..]);
+                quantise_row(row, rows.len(), offset, parts, &mut words[i..], &mut scales[i..], &mut offsets[i..]);
             }
         }
     });

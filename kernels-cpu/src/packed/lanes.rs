@@ -61,6 +61,12 @@ pub(super) trait Tile {
     /// `a b + c`
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// Sixteen bytes, unsigned and signed.
+    unsafe fn load_u8(p: *const u8) -> Self::F;
+    unsafe fn load_i8(p: *const u8) -> Self::F;
+    /// The `BITS` bits from `shift` on of every byte of `upper`, put before four bits `low`.
+    unsafe fn join<const BITS: usize>(low: Self::Codes, upper: Self::Codes, shift: usize) -> Self::Codes;
     unsafe fn load_f16(p: *const u8) -> Self::F;
     unsafe fn load_f32(p: *const u8) -> Self::F;
     unsafe fn store(p: *mut f32, x: Self::F);
@@ -125,6 +131,25 @@ impl Tile for Plain {
     #[inline(always)]
     unsafe fn add(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> [f32; 16] {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[u8; 16]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> [f32; 16] {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[i8; 16]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn join<const BITS: usize>(low: [u32; 16], upper: [u32; 16], shift: usize) -> [u32; 16] {
+        let mask = 0x0101_0101 * ((1 << BITS) - 1);
+        std::array::from_fn(|i| low[i] | (upper[i] >> shift & mask) << 4)
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u8) -> [f32; 16] {

@@ -1,6 +1,6 @@
 //! Products with rows of any format. Plain numbers are multiplied where they lie; blocks are dequantised a row or a panel at a time.
 
-use super::Packing;
+use super::{Layout, Packing, TILE_ROWS};
 use crate::attention::with_scratch;
 use crate::blocks::{Format, dequantise_row};
 use crate::gemm::{self, Epilogue, Matrix};
@@ -54,7 +54,12 @@ pub(super) fn linear(packing: &Packing, m: usize, x: &[f32], w: &[u8], y: &mut [
         for first in (0..n).step_by(panel) {
             let count = panel.min(n - first);
             let part = Packing { rows: count, ..*packing };
-            super::unpack(&part, &w[first * packing.row_bytes()..], &mut wide[..count * k]);
+            // A panel is whole tiles.
+            let at = match packing.layout {
+                Layout::Rows => first * packing.row_bytes(),
+                Layout::Tiles => first / TILE_ROWS * packing.tile_bytes(),
+            };
+            super::unpack(&part, &w[at..], &mut wide[..count * k]);
             gemm::gemm_mixed(
                 false,
                 true,
@@ -91,7 +96,7 @@ fn few_rows(packing: &Packing, m: usize, x: &[f32], w: &[u8], y: &mut [f32]) {
     par_rows(n, k * (4 + m) / 4, |range| {
         with_scratch(k, |row| {
             for j in range {
-                dequantise(packing, w, j, row);
+                super::unpack_row(packing, w, j, row);
                 let mut out = [0.0; FEW_ROWS];
                 dots(m, x, row, &mut out);
                 for (i, out) in out.into_iter().take(m).enumerate() {

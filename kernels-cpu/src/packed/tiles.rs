@@ -10,7 +10,7 @@ use crate::blocks::Format;
 use crate::threads::{SharedMut, par_rows};
 
 /// The most rows of x in a group.
-const MOST: usize = 8;
+pub(super) const MOST: usize = 8;
 /// Columns whose products are summed apart where many share a scale: rounding errors grow with the number of such parts.
 const FOLD: usize = 64;
 
@@ -43,7 +43,7 @@ pub(super) fn linear(packing: &Packing, activations: Activations, m: usize, x: &
     let tile = |tile: usize| &w[tile * geometry.bytes..][..geometry.bytes];
     if integers {
         let offset = if geometry.bits == 4 { -8 } else { kind.offset8() };
-        with_quantised(groups, columns, x, offset, |q| {
+        with_quantised(groups, columns, x, offset, 1, |q| {
             let cost = columns * (1 + m);
             run(packing, groups, cost, y, |index, rows, out| {
                 let at = rows.start * q.blocks;
@@ -82,7 +82,7 @@ pub(super) fn linear(packing: &Packing, activations: Activations, m: usize, x: &
 
 /// Calls `kernel(tile, rows, out)` for every tile and group, on several threads where `cost` for each tile is worth it, and puts what it
 /// wrote to `out` [rows][16] into `y`.
-fn run(
+pub(super) fn run(
     packing: &Packing,
     groups: Groups,
     cost: usize,

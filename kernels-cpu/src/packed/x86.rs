@@ -52,6 +52,26 @@ impl Tile for Avx512 {
         unsafe { _mm512_add_ps(a, b) }
     }
     #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn join<const BITS: usize>(low: __m512i, upper: __m512i, shift: usize) -> __m512i {
+        unsafe {
+            let mask = _mm512_set1_epi8((1 << BITS) - 1);
+            let upper = _mm512_and_si512(_mm512_srlv_epi32(upper, _mm512_set1_epi32(shift as i32)), mask);
+            _mm512_or_si512(low, _mm512_slli_epi32::<4>(upper))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_f16(p: *const u8) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
@@ -157,6 +177,26 @@ impl Tile for Avx2 {
     #[inline(always)]
     unsafe fn add(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
         both!(|i| _mm256_add_ps(a[i], b[i]))
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        both!(|i| _mm256_mul_ps(a[i], b[i]))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> [__m256; 2] {
+        both!(|i| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()))))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> [__m256; 2] {
+        both!(|i| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8 * i).cast()))))
+    }
+    #[inline(always)]
+    unsafe fn join<const BITS: usize>(low: [__m256i; 2], upper: [__m256i; 2], shift: usize) -> [__m256i; 2] {
+        both!(|i| {
+            let mask = _mm256_set1_epi8((1 << BITS) - 1);
+            let upper = _mm256_and_si256(_mm256_srlv_epi32(upper[i], _mm256_set1_epi32(shift as i32)), mask);
+            _mm256_or_si256(low[i], _mm256_slli_epi32::<4>(upper))
+        })
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u8) -> [__m256; 2] {

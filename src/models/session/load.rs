@@ -49,7 +49,12 @@ fn find(source: &dyn WeightSource, p: &Parameter) -> Result<StoredWeight> {
 }
 
 /// How each matrix of the model will be stored.
-fn matrices(model: &dyn LanguageModel, source: &dyn WeightSource, storing: Storing) -> Result<StoredMatrices> {
+fn matrices(
+    model: &dyn LanguageModel,
+    source: &dyn WeightSource,
+    storing: Storing,
+    device: &Device,
+) -> Result<StoredMatrices> {
     let mut b = Builder::default();
     let tokens = b.tokens("tokens", &[1, 1]);
     let hidden = model.hidden(&mut b, tokens)?;
@@ -62,7 +67,10 @@ fn matrices(model: &dyn LanguageModel, source: &dyn WeightSource, storing: Stori
         if storing.widened || found.format == Format::F32 {
             continue;
         }
-        let packing = Packing::fastest(found.format, p.shape[0], p.shape[1]);
+        let packing = match (device, storing.activations) {
+            (Device::Gpu(_), _) | (_, Activations::F32) => Packing::fastest(found.format, p.shape[0], p.shape[1]),
+            (_, Activations::Int8) => Packing::fastest_for_int8(found.format, p.shape[0], p.shape[1]),
+        };
         let packing = packing.map_err(|e| damaged(source, &p.name, e))?;
         // Of other formats products are no faster in integers.
         let integers = packing.layout == Layout::Tiles && found.format != Format::Nf4;
@@ -139,7 +147,7 @@ impl Session {
         source: &dyn WeightSource,
         storing: Storing,
     ) -> Result<Self> {
-        let stored = matrices(model.as_ref(), source, storing)?;
+        let stored = matrices(model.as_ref(), source, storing, &device)?;
         let parameters = model.parameters()?;
         let training = Step { shape: (1, model.context()), accumulation: 1, precision: Precision::F32, budget: None };
         let mut session = Session::empty(

@@ -69,7 +69,7 @@ pub fn linear() -> Vec<Case> {
             cases.push(product(packing, Activations::F32, 1, plain));
             cases.push(product(packing, Activations::F32, 33, plain));
         }
-        if let Ok(packing) = Packing::fastest(format, 5, one) {
+        if let Ok(packing) = Packing::fastest_for_int8(format, 5, one) {
             cases.push(product(packing, Activations::Int8, 1, plain));
             cases.push(product(packing, Activations::Int8, 9, plain));
         }

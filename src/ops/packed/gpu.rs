@@ -24,7 +24,18 @@ pub(in crate::ops) fn values(packing: &Packing) -> Value {
     context! { format, group, levels, tiles }
 }
 
+/// Refuses tiles of superblocks: GPUs read the rows of these formats.
+fn check(packing: &Packing) -> Result<(), Unsupported> {
+    match packing.layout {
+        Layout::Tiles if !Packing::has_tiles(packing.format) => {
+            Err(Unsupported(format!("tiles of {} are for the CPU: use rows", packing.format)))
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn linear(op: &PackedLinear, dims: Dims, l: &mut Lowering) -> Result<(), Unsupported> {
+    check(&op.packing)?;
     let a = match op.activations {
         Activations::F32 => Buf::In(0),
         Activations::Int8 => round(dims, l)?,
@@ -52,6 +63,7 @@ fn round(d: Dims, l: &mut Lowering) -> Result<Buf, Unsupported> {
 
 /// Rows of input 0 as f32: those that input 1 names, or all.
 pub(super) fn rows(packing: &Packing, ids: bool, l: &mut Lowering) -> Result<(), Unsupported> {
+    check(packing)?;
     let Packing { rows: count, columns, .. } = *packing;
     let n = if ids { l.input(1).elements() } else { count };
     let row = 4 * columns as u64;
