@@ -19,7 +19,8 @@ pub(crate) const END_NAMES: [&str; 13] = [
 ];
 
 /// The part that ids play. Read from GGUF metadata, from the files beside a `tokenizer.json`, or from the special tokens' names.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Roles {
     /// The token before a text.
     pub bos: Option<u32>,
@@ -32,6 +33,7 @@ pub struct Roles {
     /// Whether a text that is complete ends with `eos`.
     pub add_eos: bool,
     /// A Jinja template, see [`super::ChatTemplate`].
+    #[serde(skip)]
     pub chat_template: Option<String>,
 }
 

@@ -1,8 +1,10 @@
 //! Files that lie, are incomplete or ask for what is not supported: an error that names file and key, nothing worse.
 
-use crate::common::fixture;
+use crate::common::{fixture, golden, worst};
 use formats::gguf::{Array, File, Metadata, NewTensor, Value as GgufValue, Writer};
 use lynx_gpu::Error;
+use lynx_gpu::config::ModelConfig;
+use lynx_gpu::device::Device;
 use lynx_gpu::models::files;
 use lynx_gpu::models::files::write::{Target, WriteOptions, write};
 use serde_json::{Value, json};
@@ -96,6 +98,50 @@ fn what_is_missing_in_a_folder_is_named() {
         let message = refusal(&folder);
         assert!(message.contains(says), "{message}");
     }
+}
+
+#[test]
+fn a_head_is_tied_only_where_the_folder_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = fixture("gemma2", dir.path());
+    edit(&folder.join("config.json"), |config| config["tie_word_embeddings"] = json!(false));
+    let message = refusal(&folder);
+    assert!(message.contains("one is missing") && message.contains("lm_head.weight"), "{message}");
+    // A head that is another matrix than the table is used, as in `transformers`.
+    let folder = fixture("llama", dir.path());
+    edit(&folder.join("config.json"), |config| config["tie_word_embeddings"] = json!(true));
+    let model = files::open(&folder).unwrap();
+    assert!(matches!(&model.config, ModelConfig::Llama(c) if !c.tied_head));
+    assert!(model.notes.iter().any(|note| note.contains("lm_head.weight")), "{:?}", model.notes);
+    let (ids, expected) = golden("llama");
+    assert!(worst(&model, Device::Cpu, &ids, &expected) < 1e-4);
+}
+
+#[test]
+fn of_two_settings_of_rope_the_older_key_counts_and_those_of_single_layers_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = fixture("llama", dir.path());
+    let config = folder.join("config.json");
+    edit(&config, |config| {
+        config["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 10000.0 });
+        config["rope_scaling"] = json!({ "type": "linear", "factor": 2.0 });
+    });
+    let model = files::open(&folder).unwrap();
+    assert!(matches!(&model.config, ModelConfig::Llama(c) if c.rope_factor == 2.0));
+    edit(&config, |config| {
+        config["rope_scaling"] = Value::Null;
+        config["rope_parameters"] = json!({ "full_attention": { "rope_type": "default", "rope_theta": 5.0 } });
+    });
+    let message = refusal(&folder);
+    assert!(message.contains("full_attention") && message.contains("differ between layers"), "{message}");
+}
+
+#[test]
+fn a_part_of_a_split_gguf_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = changed(dir.path(), |m| m.set("split.count", GgufValue::U16(3)), |_| true);
+    let message = refusal(&path);
+    assert!(message.contains("3 parts") && message.contains("gguf-split --merge"), "{message}");
 }
 
 #[test]

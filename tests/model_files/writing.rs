@@ -40,7 +40,30 @@ fn folders_come_back_bit_for_bit_with_the_same_configuration() {
         assert_eq!(reopened.config, model.config, "{name}");
         assert_eq!(reopened.tokenizer.fingerprint(), model.tokenizer.fingerprint());
         assert_eq!(reopened.chat_template, model.chat_template);
+        assert_eq!(meaning(&reopened), meaning(&model), "{name}");
     }
+}
+
+/// What begins a text and what ends one.
+fn meaning(model: &ModelFile) -> (Option<u32>, Vec<u32>) {
+    (model.tokenizer.start_id(), model.tokenizer.eos_ids())
+}
+
+#[test]
+fn a_gemma_2_without_windows_has_a_number_where_transformers_wants_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fixture("gemma2", dir.path());
+    let read = |folder: &Path| -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(folder.join("config.json")).unwrap()).unwrap()
+    };
+    let mut config = read(&source);
+    let layers = config["num_hidden_layers"].as_u64().unwrap() as usize;
+    config["layer_types"] = vec!["full_attention"; layers].into();
+    std::fs::write(source.join("config.json"), config.to_string()).unwrap();
+    let again = written(&files::open(&source).unwrap(), dir.path().join("made/again"), Target::HuggingFace);
+    let config = read(&again);
+    assert!(config["sliding_window"].as_u64().is_some_and(|w| w > 0), "{config}");
+    assert_eq!(config["layer_types"], serde_json::json!(vec!["full_attention"; layers]));
 }
 
 #[test]
@@ -110,6 +133,7 @@ fn gguf_lite_files_come_back_and_shrink_with_their_types() {
         }
         assert_eq!((read.format, &read.config), (FileFormat::GgufLite, &resolved));
         assert_eq!(read.chat_template, model.chat_template);
+        assert_eq!(meaning(&read), meaning(&model), "{name}");
         let (ids, expected) = golden(name);
         let exact = worst(&read, Device::Cpu, &ids, &expected);
         assert!(exact < 1e-4, "{name}: logits differ by {exact:.2e} of the largest");

@@ -190,7 +190,7 @@ impl File {
 
 /// Checks magic and version.
 fn version(name: &str, cursor: &mut Cursor) -> Result<u32> {
-    if cursor.remaining() < 8 || cursor.take(4, "the magic")? != MAGIC {
+    if cursor.remaining() < 4 || cursor.take(4, "the magic")? != MAGIC {
         return Err(Error::damaged(name, 0, "not a GGUF file: it does not begin with the bytes 'GGUF'"));
     }
     match cursor.u32("the version")? {

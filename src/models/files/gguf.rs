@@ -53,6 +53,12 @@ pub(super) fn table(architecture: Architecture, config: &ModelConfig) -> Option<
 
 pub(super) fn open(path: &Path, given: Option<Tokenizer>) -> Result<ModelFile> {
     let file = File::open(path)?;
+    if let Some(parts) = file.metadata().find::<u64>("split.count")?.filter(|parts| *parts > 1) {
+        return Err(Error::Checkpoint(format!(
+            "{}: one of {parts} parts of a model; make one file of them with llama.cpp's `gguf-split --merge`",
+            file.name()
+        )));
+    }
     let (architecture, config) = gguf_config::read(&file)?;
     let table = table(architecture, &config).ok_or_else(|| Error::Checkpoint("no such model".into()))?;
     let read = || super::tokenizer_of(file.name(), || Tokenizer::from_gguf(file.metadata()));

@@ -1,9 +1,9 @@
 //! Folders as Hugging Face's `transformers` writes them.
 
-use super::links::LinkedWeights;
+use super::links::{LinkedWeights, Tensors};
 use super::safetensors::SafetensorsModel;
 use super::{FileFormat, ModelFile, hf_config, tables};
-use crate::config::ModelConfig;
+use crate::config::{GptConfig, LlamaConfig, ModelConfig};
 use crate::tokenizer::{TOKENIZER_JSON, Tokenizer};
 use crate::train::files::read_text;
 use crate::{Error, Result};
@@ -18,14 +18,23 @@ pub(super) fn json(path: &Path) -> Result<Value> {
 
 pub(super) fn open(folder: &Path, given: Option<Tokenizer>) -> Result<ModelFile> {
     let path = folder.join(CONFIG);
-    let (_, mut config) = hf_config::read(&path.display().to_string(), &json(&path)?)?;
+    let json = json(&path)?;
+    let (_, mut config) = hf_config::read(&path.display().to_string(), &json)?;
     let tensors = SafetensorsModel::open(folder)?;
-    if !tensors.has("lm_head.weight") {
-        // Without a head of its own a model can only use the embedding.
-        match &mut config {
-            ModelConfig::Llama(c) => c.tied_head = true,
-            ModelConfig::Gpt(c) => c.tied_head = true,
-            ModelConfig::Coeus(_) => {}
+    let mut head_note = None;
+    if let ModelConfig::Llama(LlamaConfig { tied_head, .. }) | ModelConfig::Gpt(GptConfig { tied_head, .. }) =
+        &mut config
+    {
+        if !tensors.has(HEAD) && json["tie_word_embeddings"] != false {
+            // Without a head of its own a model can only use the embedding.
+            *tied_head = true;
+        } else if *tied_head && differs_from_embedding(&tensors)? {
+            // What `transformers` does.
+            *tied_head = false;
+            head_note = Some(format!(
+                "{}: tie_word_embeddings is set, but {HEAD} is not the table of tokens: it is used as the head",
+                path.display()
+            ));
         }
     }
     // Folders of a model saved without its head have no prefix.
@@ -40,7 +49,8 @@ pub(super) fn open(folder: &Path, given: Option<Tokenizer>) -> Result<ModelFile>
         }
         ModelConfig::Coeus(_) => return Err(Error::Checkpoint(format!("{}: no such model", path.display()))),
     };
-    let (weights, notes) = LinkedWeights::new(tensors, table, harmless)?;
+    let (weights, mut notes) = LinkedWeights::new(tensors, table, harmless)?;
+    notes.extend(head_note);
     if given.is_none() && !folder.join(TOKENIZER_JSON).is_file() {
         return Err(Error::Checkpoint(format!(
             "{}: there is no {TOKENIZER_JSON}; in `transformers`, AutoTokenizer.from_pretrained(..).save_pretrained(..) writes one",
@@ -60,9 +70,34 @@ pub(super) fn open(folder: &Path, given: Option<Tokenizer>) -> Result<ModelFile>
     })
 }
 
+const HEAD: &str = "lm_head.weight";
+
+/// Whether the file has a head that is another matrix than the table of tokens.
+fn differs_from_embedding(tensors: &SafetensorsModel) -> Result<bool> {
+    const TABLES: [&str; 4] =
+        ["model.embed_tokens.weight", "embed_tokens.weight", "transformer.wte.weight", "wte.weight"];
+    let Some(head) = tensors.find(HEAD)? else { return Ok(false) };
+    let Some(name) = TABLES.into_iter().find(|name| tensors.has(name)) else { return Ok(false) };
+    if tensors.find(name)?.as_ref() != Some(&head) {
+        return Ok(true);
+    }
+    let bytes = head.bytes().map_err(|e| Error::Checkpoint(format!("{}: {HEAD}: {e}", tensors.origin())))?;
+    let mut parts = [vec![0; bytes.min(1 << 18)], vec![0; bytes.min(1 << 18)]];
+    for at in (0..bytes).step_by(1 << 18) {
+        let count = (bytes - at).min(1 << 18);
+        for (part, name) in parts.iter_mut().zip([HEAD, name]) {
+            tensors.read_at(name, at as u64, &mut part[..count])?;
+        }
+        if parts[0][..count] != parts[1][..count] {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Tensors that files carry though nothing needs them: tables that follow from the configuration, and the tied head.
 fn harmless(name: &str) -> bool {
     name.ends_with(".rotary_emb.inv_freq")
-        || name == "lm_head.weight"
+        || name == HEAD
         || (name.contains("h.") && (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")))
 }

@@ -203,7 +203,8 @@ fn window(keys: &Keys, architecture: Architecture, c: &mut LlamaConfig) -> Resul
             Some(Some(period)) => c.window_period = period,
             Some(None) => (c.window, c.window_period) = (0, 0),
             None => {
-                let what = "is not supported: whole layers must come at every n-th place, as n, 2n, ..";
+                let what = "is not supported: whole layers must come at every n-th place, as n, 2n, .. (not first, as \
+                    Qwen2's max_window_layers has them)";
                 return Err(keys.bad("layer_types", what));
             }
         }
@@ -216,11 +217,15 @@ fn rope(keys: &Keys, c: &mut LlamaConfig) -> Result<()> {
     const PARTIAL: &str = "the whole head is rotated";
     keys.must_be("partial_rotary_factor", 1.0, PARTIAL)?;
     c.rope_base = keys.positive("rope_theta")?.unwrap_or(10000.0);
-    let (scaling, name) = match keys.object("rope_parameters")? {
-        Some(parameters) => (Some(parameters), "rope_parameters"),
-        None => (keys.object("rope_scaling")?, "rope_scaling"),
+    // Where there are both, the older key counts, as in `transformers`.
+    let (scaling, name) = match keys.object("rope_scaling")?.filter(|scaling| !scaling.is_empty()) {
+        Some(scaling) => (Some(scaling), "rope_scaling"),
+        None => (keys.object("rope_parameters")?, "rope_parameters"),
     };
     let Some(scaling) = scaling else { return Ok(()) };
+    if let Some(key) = scaling.nested() {
+        return Err(scaling.bad(key, "is an object: settings of RoPE that differ between layers are not supported"));
+    }
     scaling.must_be("partial_rotary_factor", 1.0, PARTIAL)?;
     if let Some(base) = scaling.positive("rope_theta")? {
         c.rope_base = base;

@@ -5,7 +5,7 @@ use super::links::{LinkedWeights, Tensors, check_range};
 use super::{FileFormat, ModelFile, own};
 use crate::config::{Config, ModelConfig};
 use crate::models::weights::StoredWeight;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Roles, Tokenizer};
 use crate::{Error, Result};
 use formats::gguf_lite::File;
 use kernels_cpu::blocks::Format;
@@ -15,6 +15,8 @@ use std::path::Path;
 /// Keys of the metadata.
 pub(super) const MODEL: &str = "lynx.model";
 pub(super) const TOKENIZER: &str = "lynx.tokenizer";
+/// What single tokens mean, where `tokenizer.json` does not say it.
+pub(super) const ROLES: &str = "lynx.tokens";
 pub(super) const TEMPLATE: &str = "lynx.chat_template";
 
 struct LiteTensors {
@@ -61,6 +63,15 @@ pub(super) fn open(path: &Path, given: Option<Tokenizer>) -> Result<ModelFile> {
     let read = || match said(TOKENIZER) {
         Some(json) => Tokenizer::from_json(&format!("{}: {TOKENIZER}", file.name()), json.to_owned()),
         None => Err(missing(TOKENIZER)),
+    };
+    let roles: Option<Roles> = said(ROLES)
+        .map(|json| serde_json::from_str(json).map_err(|e| bad(format!("{ROLES} is not what tokens mean: {e}"))))
+        .transpose()?;
+    let read = || -> Result<Tokenizer> {
+        let mut tokenizer = read()?;
+        let named = |e| bad(format!("{ROLES}: {e}"));
+        roles.map_or(Ok(()), |roles| tokenizer.set_roles(roles)).map_err(named)?;
+        Ok(tokenizer)
     };
     let tokenizer = given.map_or_else(read, Ok)?;
     let template: Option<String> = said(TEMPLATE).and_then(|json| serde_json::from_str(json).ok());

@@ -103,6 +103,10 @@ fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
             let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
             tokenizer_of(&name, || Tokenizer::from_llama2c_bytes(&bytes))
         }
+        // What its tokens mean stands beside it.
+        _ if path.file_name().is_some_and(|name| name == crate::tokenizer::TOKENIZER_JSON) => {
+            Tokenizer::from_folder(&parent_of(path))
+        }
         _ => Tokenizer::load(path),
     }
 }

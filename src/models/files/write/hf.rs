@@ -163,7 +163,8 @@ fn llama_config(c: &LlamaConfig, class: Architecture) -> Result<Value> {
         Architecture::Gemma2 => {
             config["attention_bias"] = c.qkv_bias.into();
             config["hidden_activation"] = activation.into();
-            config["sliding_window"] = window;
+            // It must be a number, also where `layer_types` says that no layer has a window.
+            config["sliding_window"] = (if c.window > 0 { c.window } else { c.context }).into();
             config["layer_types"] = layer_types();
             let cap = |cap: f64| if cap > 0.0 { json!(cap) } else { Value::Null };
             config["attn_logit_softcapping"] = cap(c.attention_softcap);

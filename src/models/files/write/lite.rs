@@ -3,7 +3,7 @@
 use super::emit::{Meaning, Outgoing, emit};
 use super::{Job, Written};
 use crate::config::{ModelConfig, RopeLayout};
-use crate::models::files::lite::{MODEL, TEMPLATE, TOKENIZER};
+use crate::models::files::lite::{MODEL, ROLES, TEMPLATE, TOKENIZER};
 use crate::models::files::{links::Table, tables};
 use crate::{Error, Result};
 use formats::gguf_lite::{Tensor, Type, Writer};
@@ -53,6 +53,8 @@ pub(super) fn write(job: &Job, path: &Path) -> Result<Written> {
     let tokenizer: Value = serde_json::from_str(&model.tokenizer.to_huggingface_json()).map_err(json)?;
     let (tokenizer, template) = (line(&tokenizer), model.chat_template.as_ref().map(|t| line(&t.as_str().into())));
     let mut metadata = vec![("general.name", job.name.as_str()), (MODEL, &config), (TOKENIZER, &tokenizer)];
+    let roles = model.tokenizer.roles().map(serde_json::to_string).transpose().map_err(json)?;
+    metadata.extend(roles.as_ref().map(|roles| (ROLES, roles.as_str())));
     metadata.extend(template.as_ref().map(|template| (TEMPLATE, template.as_str())));
     let mut writer = Writer::create(path, &metadata, infos)?;
     // Our names mean what they mean in the model itself.

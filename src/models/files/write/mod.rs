@@ -90,6 +90,12 @@ pub fn write(model: &ModelFile, path: &Path, target: Target, options: &WriteOpti
     let name = path.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
     let job = Job { model, format: options.format, name };
     check_target(model, path, target, options.force)?;
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|e| Error::Io {
+            path: parent.to_path_buf(),
+            message: format!("no folder can be made there for {}: {e}", path.display()),
+        })?;
+    }
     match target {
         Target::Gguf => gguf::write(&job, path),
         Target::GgufLite => lite::write(&job, path),
