@@ -15,11 +15,13 @@ struct Params { n: u32, width: u32, part: u32, parts: u32, limit: u32, ahead: u3
 @group(0) @binding(2) var<uniform> p: Params;
 
 struct Best { value: f32, index: u32 }
-// Larger than any index: nothing was found yet.
+// Larger than any index: nothing was found yet, or a NaN, which nothing is better than.
 const NONE = 0xffffffffu;
+const NAN_FOUND = 0xfffffffeu;
 
 fn better(a: Best, b: Best) -> Best {
-    let b_wins = b.index != NONE && (a.index == NONE || b.value > a.value || (b.value == a.value && b.index < a.index));
+    let larger = b.value > a.value || (b.value == a.value && b.index < a.index);
+    let b_wins = a.index != NAN_FOUND && b.index != NONE && (a.index == NONE || b.index == NAN_FOUND || larger);
     return Best(select(a.value, b.value, b_wins), select(a.index, b.index, b_wins));
 }
 
@@ -41,7 +43,7 @@ fn look(unit: u32, lane: u32) -> Best {
     let at = p.ahead + row * p.width;
     for (var i = start + lane; i < end; i += {{ lanes }}u) {
         let v = x[at + i];
-        best = better(best, Best(v, select(NONE, i, is_number(v))));
+        best = better(best, Best(v, select(NAN_FOUND, i, is_number(v))));
     }
     {% endif %}
     return best;
@@ -51,7 +53,7 @@ fn store(unit: u32, best: Best) {
     {% if stage == "parts" %}
     y[unit] = vec2<u32>(bitcast<u32>(best.value), best.index);
     {% else %}
-    y[p.y_ahead + unit] = i32(select(best.index, 0u, best.index == NONE));
+    y[p.y_ahead + unit] = select(i32(best.index), -1, best.index >= NAN_FOUND);
     {% endif %}
 }
 

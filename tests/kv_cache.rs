@@ -477,6 +477,29 @@ fn a_text_goes_back_over_the_edge_of_a_window_too() {
         assert!(a.rewind(2).is_err());
         a.rewind(0).unwrap();
         assert_eq!(a.position(), 0);
+        // Several steps back that are short each, and together longer than what a window's ring keeps.
+        for steps in [&[250, 40][..], &[300, 200, 100, 20], &[379, 130, 126]] {
+            a.restart().unwrap();
+            a.advance(&text).unwrap();
+            steps.iter().for_each(|length| a.rewind(*length).unwrap());
+            let logits = a.advance(&[7]).unwrap();
+            let last = steps[steps.len() - 1] as usize;
+            let want = b.next_logits(&[&text[..last], &[7]].concat()).unwrap();
+            let off = worst(&logits, &want);
+            assert!(off <= 2e-5 * largest(&want).max(1.0), "window {w}, back by {steps:?}: {off}");
+        }
+    }
+}
+
+#[test]
+fn of_a_prompt_that_is_too_long_the_newest_tokens_are_read_with_a_cache_as_without() {
+    let config = llama(48);
+    let (mut a, mut b) = (session(&config, &Device::Cpu), session(&config, &Device::Cpu));
+    for length in [48, 49, 130] {
+        let text = random(length, 3);
+        a.restart().unwrap();
+        let off = worst(&a.advance(&text).unwrap(), &b.next_logits(&text).unwrap());
+        assert!(off <= 2e-5, "{length} tokens: {off}");
     }
 }
 

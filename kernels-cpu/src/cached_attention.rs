@@ -192,7 +192,9 @@ pub fn cached_attention(shape: &CachedShape, q: &[f32], k: Stored, v: Stored, pl
     };
     let (parts, blocks) = (longest.div_ceil(part), most_rows.div_ceil(ROW_BLOCK));
     let (block_rows, heads) = (most_rows.min(ROW_BLOCK), shape.batch * shape.kv_heads);
-    let cost = part.min(longest) * d * (block_rows + 1) / 4;
+    // Few rows wait for keys and values, which the weights read since have pushed out of the caches.
+    let waiting = if block_rows <= FEW_ROWS { 3 } else { 0 };
+    let cost = part.min(longest) * d * (block_rows + 1 + 2 * waiting) / 4;
     // With one part rows are finished where they are computed; with several, which all have one block, they are put aside.
     let stride = block_rows * (d + 2);
     let mut memory = if parts > 1 { MEMORY.take() } else { Vec::new() };

@@ -84,6 +84,15 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     if args.batch == 0 {
         return Err(Error::Config("--batch 0 continues nothing: at least 1".into()));
     }
+    if args.samples == 0 {
+        return Err(Error::Config("--samples 0 makes no text: at least 1".into()));
+    }
+    if args.draft_tokens == 0 || args.draft_ngram == Some(0) {
+        return Err(Error::Config("--draft-tokens and --draft-ngram: at least 1".into()));
+    }
+    if args.stop.iter().any(String::is_empty) {
+        return Err(Error::Config("--stop: a stop text needs at least one character".into()));
+    }
     let (_, found) = args.model.find()?;
     found.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let (tokenizer, opening) = (found.tokenizer(), &args.model.options);

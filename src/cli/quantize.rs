@@ -48,9 +48,9 @@ pub struct Args {
     /// llama.cpp's formats: give the head the same type as the rest, not a finer one
     #[arg(long)]
     pure: bool,
-    /// How scales of int8 and int4 are chosen: max, mse, or a percentile such as 99.9
-    #[arg(long, default_value = "max", value_name = "HOW")]
-    clip: String,
+    /// How scales of int8 and int4 are chosen: max, mse, or a percentile such as 99.9 [default: mse for gptq, max for others]
+    #[arg(long, value_name = "HOW")]
+    clip: Option<String>,
     /// File to write (default: the model's name with the scheme, beside it, in GGUF)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -104,15 +104,22 @@ pub fn run(args: Args, json: bool) -> Result<()> {
 
 impl Args {
     fn recipe(&self) -> Result<Option<Recipe>> {
-        let clip = Clip::from_name(&self.clip).ok_or_else(|| {
-            Error::Config(format!("--clip {}: use max, mse, or a percentile of 50 to 100", self.clip))
-        })?;
+        let clip = self.clip()?;
         let Some(name) = &self.to else { return Ok(None) };
         let scheme = Scheme::from_name(&name.to_lowercase()).ok_or_else(|| {
             let known: Vec<String> = Scheme::ALL.into_iter().map(Scheme::name).collect();
             Error::Config(format!("--to {name}: use one of {}", known.join(", ")))
         })?;
-        Ok(Some(Recipe { clip, keep_head: self.keep_head, pure: self.pure, ..Recipe::new(scheme) }))
+        let recipe = Recipe { keep_head: self.keep_head, pure: self.pure, ..Recipe::new(scheme) };
+        Ok(Some(Recipe { clip: clip.unwrap_or(recipe.clip), ..recipe }))
+    }
+
+    fn clip(&self) -> Result<Option<Clip>> {
+        let named = |name: &String| {
+            Clip::from_name(name)
+                .ok_or_else(|| Error::Config(format!("--clip {name}: use max, mse, or a percentile of 50 to 100")))
+        };
+        self.clip.as_ref().map(named).transpose()
     }
 
     fn reading(&self) -> Reading {

@@ -1,7 +1,7 @@
 //! A conversation with a model: how messages become text, what of it is read, and where an answer ends.
 
 use super::generation::Options;
-use super::{Finish, Generation, NextToken, beginning, continue_text};
+use super::{Finish, Generation, NextToken, continue_text};
 use crate::tokenizer::{ChatOptions, ChatTemplate, Message};
 use crate::{Error, Result};
 
@@ -151,9 +151,10 @@ fn answer(
     options: &Options,
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generation> {
-    let text = template.wrap(message);
-    let first = model.position() == 0;
-    let ids = if first { beginning(model.tokenizer(), &text)? } else { model.tokenizer().encode(&text)? };
+    // Nothing that a person writes becomes a control token.
+    let start = model.tokenizer().start_id().filter(|_| model.position() == 0);
+    let mut ids: Vec<u32> = start.into_iter().collect();
+    ids.extend(model.tokenizer().encode_plain(&template.wrap(message))?);
     let end = template.stop.as_str();
     let mut options = options.clone();
     options.stop.extend((!end.is_empty()).then(|| end.to_owned()));

@@ -102,7 +102,7 @@ pub trait NextToken {
 }
 
 /// The negative log-likelihood of `target` under the softmax of `logits`, in nats; 0 for a negative target.
-fn log_loss(logits: &[f32], target: i32) -> f64 {
+pub(crate) fn log_loss(logits: &[f32], target: i32) -> f64 {
     let Some(own) = usize::try_from(target).ok().and_then(|t| logits.get(t)) else { return 0.0 };
     let most = logits.iter().fold(f64::NEG_INFINITY, |m, l| m.max(f64::from(*l)));
     most + logits.iter().map(|l| (f64::from(*l) - most).exp()).sum::<f64>().ln() - f64::from(*own)

@@ -8,8 +8,8 @@ use crate::tensor::{DType, RefTensor, TensorType};
 use crate::{Error, Result, shader};
 use minijinja::context;
 
-/// x f32 [.., V] to i32 [..]: the index of the largest of the first `limit` numbers, the smallest such index. NaN is never the
-/// largest; 0 where every number is NaN. Not differentiable.
+/// x f32 [.., V] to i32 [..]: the index of the largest of the first `limit` numbers, the smallest such index; -1
+/// where one of them is NaN, which nothing can be compared with. Not differentiable.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Argmax {
     pub limit: usize,
@@ -26,12 +26,9 @@ impl Kernel for Argmax {
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
         let width = inputs[0].shape.last().copied().unwrap_or(1);
         let row = |x: &[f64]| {
-            let better = |best: Option<usize>, i: usize| match best {
-                _ if x[i].is_nan() => best,
-                Some(b) if x[i] <= x[b] => best,
-                _ => Some(i),
-            };
-            (0..self.limit).fold(None, better).unwrap_or(0) as f64
+            let x = &x[..self.limit];
+            let best = (1..self.limit).fold(0, |best, i| if x[i] > x[best] { i } else { best });
+            if x.iter().any(|v| v.is_nan()) { -1.0 } else { best as f64 }
         };
         vec![RefTensor::new(&outputs[0].shape, inputs[0].data.chunks(width).map(row).collect())]
     }
@@ -179,6 +176,19 @@ mod tests {
                 assert!(choose(&x, n).iter().all(|y| *y == [i as i32]), "{n}: {i} and {j}");
             }
         }
+    }
+
+    #[test]
+    fn one_nan_among_the_numbers_is_told_on_every_device() {
+        for n in [1, 65, 513, 9000] {
+            for at in [0, n / 2, n - 1] {
+                let mut x: Vec<f32> = (0..n).map(|i| i as f32).collect();
+                x[at] = f32::NAN;
+                assert!(choose(&x, n).iter().all(|y| *y == [-1]), "{n}: {at}");
+            }
+        }
+        assert!(choose(&[f32::NEG_INFINITY, 1.0, f32::INFINITY, f32::INFINITY], 4).iter().all(|y| *y == [2]));
+        assert!(choose(&[1.0, f32::NAN], 1).iter().all(|y| *y == [0]));
     }
 
     #[test]

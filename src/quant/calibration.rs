@@ -25,9 +25,9 @@ impl Default for Reading {
 /// # Errors
 /// A text that the tokenizer cannot take, or of less than two tokens.
 pub fn chunks(tokenizer: &Tokenizer, context: usize, text: &str, reading: Reading) -> Result<Vec<Vec<u32>>> {
-    let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
+    let bos = tokenizer.start_id();
     let mut tokens: Vec<u32> = bos.into_iter().collect();
-    tokens.extend(tokenizer.encode(text)?);
+    tokens.extend(tokenizer.encode_plain(text)?);
     let length = reading.tokens.min(context).min(tokens.len());
     if length < 2 || reading.chunks == 0 {
         let have = tokens.len();

@@ -33,12 +33,17 @@ pub fn svg(points: &[Point], title: &str, what: Against) -> Result<String> {
     let marks: Vec<Mark> = points
         .iter()
         .filter(|p| value(p).is_finite() && p.bytes > 0)
-        .map(|p| Mark { at: (p.bytes as f64, value(p)), name: &p.scheme, front: p.on_front })
+        .map(|p| Mark { at: ((p.bytes as f64 / MEGABYTE).log2(), value(p)), name: &p.scheme, front: p.on_front })
         .collect();
     draw(&marks, title, what).map_err(|e| Error::Failed(format!("cannot draw the sweep: {e}")))
 }
 
+const MEGABYTE: f64 = 1e6;
+/// Height of the names in pixels.
+const TEXT: i32 = 14;
+
 struct Mark<'a> {
+    /// Powers of two of megabytes, and the value.
     at: (f64, f64),
     name: &'a str,
     front: bool,
@@ -66,7 +71,7 @@ fn draw(marks: &[Mark], title: &str, what: Against) -> std::result::Result<Strin
             .margin(12)
             .x_label_area_size(44)
             .y_label_area_size(64)
-            .build_cartesian_2d((least / 1.15..most * 1.4).log_scale(), RangedCoordf64::from(values))?;
+            .build_cartesian_2d(RangedCoordf64::from(least - 0.2..most + 0.6), RangedCoordf64::from(values))?;
         chart
             .configure_mesh()
             .bold_line_style(GREY.mix(0.35))
@@ -76,7 +81,7 @@ fn draw(marks: &[Mark], title: &str, what: Against) -> std::result::Result<Strin
             .axis_desc_style(words(15))
             .x_desc("bytes of weights")
             .y_desc(if what == Against::Perplexity { "perplexity" } else { "tokens per second, decoding" })
-            .x_label_formatter(&|bytes| short(*bytes))
+            .x_label_formatter(&|power| short(power.exp2() * MEGABYTE))
             .y_label_formatter(&|v| if what == Against::Perplexity { format!("{v:.3}") } else { format!("{v:.0}") })
             .draw()?;
         if what == Against::Perplexity {
@@ -86,19 +91,33 @@ fn draw(marks: &[Mark], title: &str, what: Against) -> std::result::Result<Strin
         }
         let hue = |m: &Mark| if m.front && what == Against::Perplexity { FRONT } else { OTHER };
         chart.draw_series(marks.iter().map(|m| Circle::new(m.at, 4, hue(m).filled())))?;
-        // Names go above and below in turn, so that neighbours do not cover each other.
-        let mut order: Vec<&Mark> = marks.iter().collect();
-        order.sort_unstable_by(|a, b| a.at.0.total_cmp(&b.at.0));
-        let place = |i: usize| [-18, 6, -32, 20][i % 4];
-        chart.draw_series(
-            order
-                .iter()
-                .enumerate()
-                .map(|(i, m)| EmptyElement::at(m.at) + Text::new(m.name.to_string(), (7, place(i)), words(14))),
-        )?;
+        for (m, at) in marks.iter().zip(places(marks, |m| chart.backend_coord(&m.at))) {
+            root.draw(&Text::new(m.name.to_string(), at, words(TEXT)))?;
+        }
         root.present()?;
     }
     Ok(out)
+}
+
+/// Where the names' upper left corners go: each to the nearest place around its point that neither a name nor a point has.
+fn places(marks: &[Mark], pixel: impl Fn(&Mark) -> (i32, i32)) -> Vec<(i32, i32)> {
+    let points: Vec<(i32, i32)> = marks.iter().map(&pixel).collect();
+    let overlap = |a: &[i32; 4], b: &[i32; 4]| a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
+    let mut taken: Vec<[i32; 4]> = points.iter().map(|(x, y)| [x - 4, y - 4, x + 4, y + 4]).collect();
+    let mut found = Vec::with_capacity(marks.len());
+    for (mark, (x, y)) in marks.iter().zip(&points) {
+        let width = mark.name.len() as i32 * TEXT / 2 + 4;
+        // To the right, then to the left, ever further up and down.
+        let candidates = (0..12).flat_map(|step| {
+            let dy = (step + 1) / 2 * TEXT * if step % 2 == 0 { 1 } else { -1 };
+            [6, -width - 6].map(|dx| [x + dx, y + dy - TEXT / 2, x + dx + width, y + dy + TEXT / 2])
+        });
+        let free = |place: &[i32; 4]| place[0] > 0 && taken.iter().all(|t| !overlap(place, t));
+        let place = candidates.clone().find(free).unwrap_or([x + 6, y - TEXT / 2, x + 6 + width, y + TEXT / 2]);
+        taken.push(place);
+        found.push((place[0], place[1]));
+    }
+    found
 }
 
 /// 512 B, 64 kB, 1.5 MB

@@ -18,6 +18,8 @@ pub struct Factor {
     columns: usize,
     /// [columns, columns], upper triangular: the inverse of the inputs' second moments is U^T U.
     u: Vec<f64>,
+    /// Mean squares of the inputs: by them errors count where a scale is searched.
+    squares: Vec<f32>,
 }
 
 impl Factor {
@@ -35,7 +37,8 @@ impl Factor {
             let mut h = gram.to_vec();
             (0..columns).for_each(|i| h[i * columns + i] += ridge * mean);
             if let Some(u) = inverse_factor(&h, columns) {
-                return Ok(Factor { columns, u });
+                let squares = (0..columns).map(|i| gram[i * columns + i] as f32).collect();
+                return Ok(Factor { columns, u, squares });
             }
         }
         Err("the calibration inputs have no Cholesky factor".into())
@@ -62,8 +65,9 @@ impl Factor {
 
     fn walk(&self, weights: &[f32], row: &Int4Row, clip: Clip, out: &mut [u8]) {
         let (n, group) = (self.columns, row.group());
-        let scale = |g: &[f32]| Grid::Int4.scale(g, None, clip);
-        let scales: Vec<f32> = weights.chunks_exact(group).map(scale).collect();
+        let squares = || self.squares.chunks_exact(group).cycle();
+        let scale = |(g, squares): (&[f32], &[f32])| Grid::Int4.scale(g, Some(squares), clip);
+        let scales: Vec<f32> = weights.chunks_exact(group).zip(squares()).map(scale).collect();
         let mut w: Vec<f64> = weights.iter().map(|v| f64::from(*v)).collect();
         let mut codes = vec![0i8; weights.len()];
         let rows = weights.len() / n;

@@ -269,7 +269,12 @@ pub fn quantise_model(
         };
         let moments = calibration.and_then(|c| c.of(&p.name));
         let mut note = lesser(recipe, *role, columns, to).filter(|_| chosen);
-        let bytes = if to == from && !moved {
+        // One scale for the whole matrix is stored as rows are, so the format does not tell what the scales are.
+        let same = to == from && !(chosen && recipe.scheme == Scheme::Int8Tensor);
+        if same && chosen && p.shape.len() > 1 && !matches!(to, Format::F32 | Format::F16 | Format::Bf16) {
+            note = Some(format!("{to} already: left as it is"));
+        }
+        let bytes = if same && !moved {
             None
         } else {
             let importance = moments.map(Moments::importance);
@@ -313,6 +318,9 @@ pub fn quantise_model(
                 back
             }
         };
+        if let Some(at) = original.iter().position(|x| !x.is_finite()) {
+            return Err(bad(format!("number {at} of it is {}: the weights are damaged", original[at])));
+        }
         let (error, largest) = difference(&original, &back);
         if !error.is_finite() {
             return Err(bad(format!("its numbers do not fit {to}: they are too large")));

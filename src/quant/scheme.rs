@@ -107,7 +107,9 @@ pub struct Recipe {
 
 impl Recipe {
     pub fn new(scheme: Scheme) -> Self {
-        Recipe { scheme, clip: Clip::Max, keep_head: false, pure: false, only: None }
+        // What is taken out of a group's greatest weights GPTQ makes up for elsewhere.
+        let clip = if matches!(scheme, Scheme::Gptq(_)) { Clip::Mse } else { Clip::Max };
+        Recipe { scheme, clip, keep_head: false, pure: false, only: None }
     }
 
     /// The format of a weight with rows of `columns` numbers; none: it stays f32.

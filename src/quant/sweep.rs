@@ -2,6 +2,7 @@
 
 use super::model::{Calibration, Quantised, quantise_model, roles};
 use super::scheme::{Recipe, Role, Scheme};
+use super::symmetric::Clip;
 use crate::config::ModelConfig;
 use crate::device::Device;
 use crate::evals::perplexity::{Perplexity, perplexity};
@@ -9,6 +10,7 @@ use crate::infer::NextToken;
 use crate::models::session::Storing;
 use crate::models::weights::WeightSource;
 use crate::models::{Session, setup};
+use crate::ops::packed::Activations;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use kernels_cpu::blocks::Format;
@@ -41,6 +43,10 @@ pub struct Subject<'a> {
     pub tokenizer: &'a Tokenizer,
     pub weights: Arc<dyn WeightSource>,
     pub device: Device,
+    /// Of every scheme: how scales are chosen (none: as the scheme has it), and what happens to the head, see [`Recipe`].
+    pub clip: Option<Clip>,
+    pub keep_head: bool,
+    pub pure: bool,
 }
 
 /// A text that is scored.
@@ -78,6 +84,12 @@ pub struct Point {
 }
 
 impl Subject<'_> {
+    /// How a scheme is applied in a sweep.
+    fn recipe(&self, scheme: Scheme) -> Recipe {
+        let recipe = Recipe { keep_head: self.keep_head, pure: self.pure, ..Recipe::new(scheme) };
+        Recipe { clip: self.clip.unwrap_or(recipe.clip), ..recipe }
+    }
+
     fn quantised(&self, recipe: &Recipe, calibration: Option<&Calibration>) -> Result<Quantised> {
         let model = setup::model(self.config)?;
         quantise_model(model.as_ref(), self.config, &self.weights, recipe, calibration, &mut |_| true)
@@ -89,7 +101,9 @@ impl Subject<'_> {
     /// As `Session::for_weights`.
     pub fn session(&self, weights: &dyn WeightSource) -> Result<Session> {
         let model = setup::model(self.config)?;
-        Session::for_weights(model, self.tokenizer.clone(), self.device.clone(), weights, Storing::default())
+        // As `generate` and `eval perplexity` do by themselves.
+        let storing = Storing { widened: false, activations: Activations::Int8 };
+        Session::for_weights(model, self.tokenizer.clone(), self.device.clone(), weights, storing)
     }
 }
 
@@ -116,7 +130,7 @@ pub fn sweep(
     let mut points: Vec<Point> = vec![];
     let mut sessions = vec![];
     for scheme in schemes {
-        let quantised = subject.quantised(&Recipe::new(*scheme), learned(*scheme, calibration))?;
+        let quantised = subject.quantised(&subject.recipe(*scheme), learned(*scheme, calibration))?;
         let mut session = subject.session(&quantised)?;
         let result = score(&mut session, text)?;
         let base = points.first().map_or(result.perplexity, |p| p.perplexity.perplexity);
@@ -218,7 +232,7 @@ pub fn sensitivity(
     text: &Text,
     after: &mut dyn FnMut(&str),
 ) -> Result<(Perplexity, Vec<Sensitivity>)> {
-    let recipe = |only: Option<Vec<String>>| Recipe { only, ..Recipe::new(scheme) };
+    let recipe = |only: Option<Vec<String>>| Recipe { only, ..subject.recipe(scheme) };
     let base = score(&mut subject.session(subject.weights.as_ref())?, text)?;
     let mut parts: Vec<(String, Vec<String>, u64)> = vec![];
     for (p, role) in roles(setup::model(subject.config)?.as_ref())? {

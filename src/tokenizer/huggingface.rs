@@ -33,6 +33,14 @@ impl std::fmt::Debug for HfTokenizer {
     }
 }
 
+/// A token that a template of the post-processor uses without defining it: the library panics there.
+fn undefined(processor: &Value) -> Option<String> {
+    let list = |key: &str| processor[key].as_array().map_or(&[][..], Vec::as_slice);
+    let used = ["single", "pair"].into_iter().flat_map(list).filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    let own = used.filter(|id| !processor["special_tokens"][*id].is_object()).map(str::to_owned).next();
+    own.or_else(|| list("processors").iter().find_map(undefined))
+}
+
 impl HfTokenizer {
     /// Loads the text of a `tokenizer.json`; `name` stands in messages. Truncation and padding that the file may ask for
     /// are switched off: they belong to batching, and would silently cut a corpus.
@@ -40,6 +48,10 @@ impl HfTokenizer {
         let bad = |why: String| {
             Error::Data(format!("{name}: not a tokenizer.json that the tokenizers library understands: {why}"))
         };
+        if let Some(name) = serde_json::from_str(&json).ok().and_then(|file: Value| undefined(&file["post_processor"]))
+        {
+            return Err(bad(format!("its post-processor uses the special token '{name}' and does not define it")));
+        }
         let mut inner: tokenizers::Tokenizer = json.parse().map_err(|e: tokenizers::Error| bad(e.to_string()))?;
         inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
         inner.with_padding(None);

@@ -118,3 +118,20 @@ fn vocabularies_for_llama_cpp() {
         std::fs::write(folder.join(format!("{index}.json")), value.to_string()).unwrap();
     }
 }
+
+#[test]
+fn a_post_processor_that_uses_a_token_it_does_not_define_is_refused() {
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+        "post_processor": { "type": "Sequence", "processors": [{
+            "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": {},
+        }] },
+        "decoder": null,
+        "model": { "type": "WordLevel", "vocab": { "a": 0, "<s>": 1 }, "unk_token": "<s>" },
+    });
+    let message = Tokenizer::from_json("file", json.to_string()).unwrap_err().to_string();
+    assert!(message.contains("'<s>'") && message.contains("file"), "{message}");
+}

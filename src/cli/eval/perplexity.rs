@@ -30,9 +30,10 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let (path, found) = args.model.find()?;
     found.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let tokenizer = found.tokenizer();
-    let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
+    let bos = tokenizer.start_id();
     let mut tokens: Vec<u32> = bos.into_iter().collect();
-    tokens.extend(tokenizer.encode(&text)?);
+    // As in llama.cpp, names of control tokens are text like any other.
+    tokens.extend(tokenizer.encode_plain(&text)?);
     let device = args.model.options.device()?;
     let mut session = args.model.options.session(&found, device)?;
     let begun = Instant::now();

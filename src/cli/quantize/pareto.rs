@@ -92,10 +92,18 @@ pub fn run(args: &super::Args, file: ModelFile, recipe: Option<Recipe>, json: bo
         }
         None => (None, whole.as_str()),
     };
-    let bos = tokenizer.bos_id().filter(|_| tokenizer.add_bos());
+    let bos = tokenizer.start_id();
     let mut tokens: Vec<u32> = bos.into_iter().collect();
-    tokens.extend(tokenizer.encode(scored)?);
-    let subject = Subject { config: &file.config, tokenizer, weights, device: args.device()? };
+    tokens.extend(tokenizer.encode_plain(scored)?);
+    let subject = Subject {
+        config: &file.config,
+        tokenizer,
+        weights,
+        device: args.device()?,
+        clip: args.clip()?,
+        keep_head: args.keep_head,
+        pure: args.pure,
+    };
     let context = file.config.context();
     let text = Text { tokens: &tokens, bos, n_ctx: args.ctx.min(context), chunks: own.text_chunks };
     let progress = Progress::new(true);

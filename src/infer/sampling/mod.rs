@@ -71,7 +71,7 @@ impl Sampler {
         if self.options.penalises() {
             self.recent.apply(&mut adjusted, &self.options);
         }
-        adjusted.iter_mut().for_each(|z| *z = z.clamp(f64::MIN, f64::MAX));
+        adjusted.iter_mut().filter(|z| **z != f64::NEG_INFINITY).for_each(|z| *z = z.clamp(f64::MIN, f64::MAX));
         for token in &self.options.banned {
             *adjusted.get_mut(*token as usize).ok_or_else(|| outside(*token))? = f64::NEG_INFINITY;
         }
@@ -138,13 +138,14 @@ impl Sampler {
     }
 }
 
+/// A logit of -inf is a token that is never chosen.
 fn check(logits: &[f32]) -> Result<()> {
-    match logits.iter().position(|l| !l.is_finite()) {
-        Some(bad) => {
-            Err(Error::Numerics(format!("the logit of token {bad} is {}: the weights are damaged", logits[bad])))
-        }
-        None if logits.is_empty() => Err(Error::Numerics("no logits to choose from".into())),
-        None => Ok(()),
+    if let Some(bad) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
+        return Err(Error::Numerics(format!("the logit of token {bad} is {}: the weights are damaged", logits[bad])));
+    }
+    match logits.iter().all(|l| *l == f32::NEG_INFINITY) {
+        true => Err(Error::Numerics(format!("of {} logits none is a number: no token can be chosen", logits.len()))),
+        false => Ok(()),
     }
 }
 
@@ -188,13 +189,24 @@ mod tests {
 
     #[test]
     fn damaged_logits_are_an_error_that_names_the_token() {
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for bad in [f32::NAN, f32::INFINITY] {
             for sampling in [Sampling::default(), Sampling::greedy()] {
                 let message = choose(&[0.0, 1.0, bad], &sampling, 0).unwrap_err().to_string();
                 assert!(message.contains("token 2"), "{message}");
             }
         }
         assert!(choose(&[], &Sampling::greedy(), 0).is_err());
+        assert!(choose(&[f32::NEG_INFINITY; 3], &Sampling::default(), 0).is_err());
+    }
+
+    #[test]
+    fn a_logit_of_minus_infinity_is_a_token_that_is_never_chosen() {
+        let logits = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, 0.5];
+        let penalised = Sampling { repeat_penalty: 1.3, presence_penalty: 0.5, ..Sampling::default() };
+        for sampling in [Sampling::default(), Sampling::greedy(), penalised] {
+            let drawn: Vec<u32> = (0..200).map(|i| choose(&logits, &sampling, i).unwrap()).collect();
+            assert!(drawn.iter().all(|t| [1, 3].contains(t)), "{drawn:?}");
+        }
     }
 
     #[test]

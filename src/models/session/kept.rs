@@ -50,6 +50,8 @@ struct Text {
     tokens: Vec<u32>,
     /// How many before them were given up when the context was full.
     dropped: u64,
+    /// Places that were written since the text was last read from its beginning, also by tokens that it has gone back over.
+    written: usize,
     /// After the last token.
     logits: Option<Vec<f32>>,
 }
@@ -207,6 +209,9 @@ impl Session {
         let (mut positions, mut ids, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for (b, (text, part)) in self.kept.texts.iter().zip(parts).enumerate() {
             let start = text.tokens.len();
+            if start + part.len() > capacity {
+                return Err(Error::Graph(format!("{} tokens more than {start} do not fit {capacity}", part.len())));
+            }
             place.extend([start as i32, part.len() as i32]);
             positions.extend((0..segment).map(|t| (start + t).min(capacity - 1) as i32));
             ids.extend((0..segment).map(|t| part.get(t).map_or(0, |id| *id as i32)));
@@ -226,6 +231,7 @@ impl Session {
         run.run()?;
         for (text, part) in self.kept.texts.iter_mut().zip(parts) {
             text.tokens.extend_from_slice(part);
+            text.written = text.written.max(text.tokens.len());
             if !part.is_empty() {
                 text.logits = None;
             }
@@ -252,8 +258,11 @@ impl Session {
             return new.to_vec();
         }
         let mut all = std::mem::take(&mut text.tokens);
+        // What has no room at once is read as far as there is room; a text that grows gets some for what comes.
+        let keep = if all.is_empty() { capacity } else { capacity - capacity / 4 };
         all.extend_from_slice(new);
-        let rest = all.split_off(all.len() - (capacity - capacity / 4));
+        let rest = all.split_off(all.len() - keep);
+        text.written = 0;
         text.dropped += all.len() as u64;
         rest
     }
@@ -322,10 +331,10 @@ impl Session {
         let mut token = 0;
         self.read_kept(&[tokens.to_vec()], |session, _, segment| {
             let ids = session.kept_plan(segment, Wants::Last)?.run.read_output("token")?.to_f64();
-            token = ids.data[0] as u32;
+            token = ids.data[0] as i64;
             Ok(())
         })?;
-        Ok(token)
+        u32::try_from(token).map_err(|_| Error::Numerics("a logit is NaN: the weights are damaged".into()))
     }
 
     pub(super) fn advance_kept_each(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
@@ -377,12 +386,13 @@ impl Session {
                 text.dropped
             )));
         };
-        let gone = text.tokens.len() - left as usize;
+        let gone = text.written - left as usize;
         text.tokens.truncate(left as usize);
         text.logits = None;
         if gone > slack {
             // Layers with a window may have overwritten what the window sees now.
             let tokens = std::mem::take(&mut text.tokens);
+            text.written = 0;
             self.read_kept(&[tokens], |_, _, _| Ok(()))?;
         }
         Ok(())

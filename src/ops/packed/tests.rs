@@ -103,12 +103,15 @@ fn an_id_outside_the_matrix_is_an_error_that_names_it() {
 }
 
 #[test]
-fn no_product_falls_back_to_the_cpu_on_a_plain_gpu() {
+fn nothing_falls_back_to_the_cpu_on_a_plain_gpu_but_tiles_of_superblocks() {
     for spec in specs() {
         for case in (spec.cases)() {
             let built = crate::ops::check::build(&case, false).unwrap();
             let work = Plan::new(&built.graph).unwrap().work;
-            assert!(lower(&work, &Caps::PLAIN).iter().all(|l| l.fallback.is_none()), "{} {}", spec.name, case.label);
+            // Sessions on a GPU keep these in rows.
+            let only_cpu = ["q4_k tiles", "q5_k tiles", "q6_k tiles"].iter().any(|label| case.label.contains(label));
+            let falls = lower(&work, &Caps::PLAIN).iter().any(|l| l.fallback.is_some());
+            assert_eq!(falls, only_cpu, "{} {}", spec.name, case.label);
         }
     }
 }

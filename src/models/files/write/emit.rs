@@ -141,6 +141,14 @@ fn read_f32(source: &dyn WeightSource, part: &Part, found: &StoredWeight, rows: 
 }
 
 fn encode(format: Format, columns: usize, x: &[f32]) -> Result<Vec<u8>, String> {
+    let keeps_all = matches!(format, Format::F32 | Format::F16 | Format::Bf16);
+    if let Some(at) = x.iter().position(|x| !x.is_finite()).filter(|_| !keeps_all) {
+        return Err(format!(
+            "{} at column {}, which {format} has no code for: the weights are damaged",
+            x[at],
+            at % columns
+        ));
+    }
     let mut bytes = vec![0; format.row_bytes(columns)? * (x.len() / columns.max(1))];
     quantise_rows(format, columns, x, None, &mut bytes)?;
     Ok(bytes)
