@@ -75,11 +75,7 @@ fn dot_stored<V: Isa, F: Format>(a: &[f32], b: &[F::Bits]) -> f32 {
     let (mut a4, mut b4) = (a.chunks_exact(4 * LANES), b.chunks_exact(4 * LANES));
     for (a, b) in (&mut a4).zip(&mut b4) {
         for (j, sum) in sums.iter_mut().enumerate() {
-            let mut wide = Lanes::splat(0.0);
-            for (w, &b) in wide.0.iter_mut().zip(&b[j * LANES..]) {
-                *w = F::widen(b);
-            }
-            *sum = Lanes::load(&a[j * LANES..]).fma::<V>(wide, *sum);
+            *sum = Lanes::load(&a[j * LANES..]).fma::<V>(F::widen_lanes::<V>(&b[j * LANES..]), *sum);
         }
     }
     let rest = a4.remainder().iter().zip(b4.remainder()).fold(0.0, |sum, (&a, &b)| V::fma(a, F::widen(b), sum));

@@ -1,6 +1,7 @@
 //! Operands of a product: slices of `f32` or of 16-bit numbers.
 
 use crate::half;
+use crate::simd::{Isa, LANES, Lanes};
 
 /// A matrix that is read, in the format it is stored in.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +102,12 @@ impl MatrixMut<'_> {
 pub(crate) trait Format {
     type Bits: Copy;
     fn widen(bits: Self::Bits) -> f32;
+    /// The first [`LANES`] of `bits`, which must have as many.
+    #[inline(always)]
+    fn widen_lanes<V: Isa>(bits: &[Self::Bits]) -> Lanes {
+        let bits = bits.first_chunk::<LANES>().expect("at least LANES numbers");
+        Lanes(bits.map(Self::widen))
+    }
 }
 
 pub(crate) struct F32;
@@ -127,5 +134,32 @@ impl Format for F16 {
     #[inline(always)]
     fn widen(bits: u16) -> f32 {
         half::f16_to_f32(bits)
+    }
+
+    /// By the instruction where there is one; LLVM does not find it in the arithmetic of [`Self::widen`].
+    #[inline(always)]
+    fn widen_lanes<V: Isa>(bits: &[u16]) -> Lanes {
+        let bits = bits.first_chunk::<LANES>().expect("at least LANES numbers");
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::simd::Level;
+            use std::arch::x86_64::*;
+            let (from, mut wide) = (bits.as_ptr(), Lanes::splat(0.0));
+            let to = wide.0.as_mut_ptr();
+            // SAFETY (both): V says that the instructions are there; sixteen numbers are read and written.
+            match V::LEVEL {
+                Level::Avx512 => unsafe {
+                    _mm512_storeu_ps(to, _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())));
+                    return wide;
+                },
+                Level::Avx2 => unsafe {
+                    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(from.cast())));
+                    _mm256_storeu_ps(to.add(8), _mm256_cvtph_ps(_mm_loadu_si128(from.add(8).cast())));
+                    return wide;
+                },
+                Level::Baseline => {}
+            }
+        }
+        Lanes(bits.map(Self::widen))
     }
 }

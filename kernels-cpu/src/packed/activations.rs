@@ -63,8 +63,13 @@ crate::multiversion! {
             for (p, q) in q.chunks_exact(BLOCK / parts).enumerate() {
                 offsets[(b * parts + p) * stride] = offset * q.iter().map(|&q| i32::from(q)).sum::<i32>();
             }
-            for (w, q) in q.chunks_exact(4).enumerate() {
-                words[(b * BLOCK_WORDS + w) * stride] = i32::from_le_bytes(std::array::from_fn(|j| q[j] as u8));
+            let word = |q: &[i8; 4]| i32::from_le_bytes(q.map(|q| q as u8));
+            let q = q.as_chunks::<4>().0.iter().map(word);
+            if stride == 1 {
+                // A copy, which the loop over a distance that is not known is not.
+                words[b * BLOCK_WORDS..][..BLOCK_WORDS].iter_mut().zip(q).for_each(|(word, q)| *word = q);
+            } else {
+                q.enumerate().for_each(|(w, q)| words[(b * BLOCK_WORDS + w) * stride] = q);
             }
         }
     }
