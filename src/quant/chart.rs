@@ -39,6 +39,8 @@ pub fn svg(points: &[Point], title: &str, what: Against) -> Result<String> {
 }
 
 const MEGABYTE: f64 = 1e6;
+/// Where the plot begins, right of the labels of its axis.
+const AXIS: i32 = 78;
 /// Height of the names in pixels.
 const TEXT: i32 = 14;
 
@@ -112,7 +114,7 @@ fn places(marks: &[Mark], pixel: impl Fn(&Mark) -> (i32, i32)) -> Vec<(i32, i32)
             let dy = (step + 1) / 2 * TEXT * if step % 2 == 0 { 1 } else { -1 };
             [6, -width - 6].map(|dx| [x + dx, y + dy - TEXT / 2, x + dx + width, y + dy + TEXT / 2])
         });
-        let free = |place: &[i32; 4]| place[0] > 0 && taken.iter().all(|t| !overlap(place, t));
+        let free = |place: &[i32; 4]| place[0] > AXIS && taken.iter().all(|t| !overlap(place, t));
         let place = candidates.clone().find(free).unwrap_or([x + 6, y - TEXT / 2, x + 6 + width, y + TEXT / 2]);
         taken.push(place);
         found.push((place[0], place[1]));
