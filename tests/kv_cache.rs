@@ -555,3 +555,37 @@ fn the_time_of_a_token_grows_with_the_text_by_a_straight_line() {
     }
     panic!("R^2 {}: {:?}", last.0, last.1);
 }
+
+#[test]
+fn speculation_gives_the_text_of_plain_generation_beyond_the_context_too() {
+    use lynx_gpu::infer::speculative::{self, Draft};
+    use lynx_gpu::infer::{Options, Sampling, continue_text};
+    for window in [0, 5] {
+        let ModelConfig::Llama(config) = llama(48) else { unreachable!() };
+        let config = ModelConfig::Llama(LlamaConfig { window, ..config });
+        let (mut plain, mut target) = (session(&config, &Device::Cpu), session(&config, &Device::Cpu));
+        let prompt = random(20, 5);
+        for sampling in [Sampling::greedy(), Sampling { seed: 9, temperature: 0.3, ..Sampling::default() }] {
+            let options = Options { ignore_ends: true, ..Options::new(120, sampling.clone()) };
+            plain.restart().unwrap();
+            let want = continue_text(&mut plain, &prompt, &options, &mut |_| true).unwrap();
+            for ahead in [3, 60] {
+                target.restart().unwrap();
+                let draft = Draft::Text { longest: 2 };
+                let (made, _) =
+                    speculative::continue_text(&mut target, draft, &prompt, &options, ahead, &mut |_| true).unwrap();
+                assert_eq!(made.tokens, want.tokens, "window {window}, {ahead} ahead");
+                if sampling == Sampling::greedy() {
+                    target.restart().unwrap();
+                    let mut model = session(&config, &Device::Cpu);
+                    let draft = Draft::Model(&mut model);
+                    let (made, acceptance) =
+                        speculative::continue_text(&mut target, draft, &prompt, &options, ahead, &mut |_| true)
+                            .unwrap();
+                    assert_eq!(made.tokens, want.tokens, "window {window}, {ahead} ahead, the model itself");
+                    assert!(acceptance.accepted > 10, "{acceptance:?}");
+                }
+            }
+        }
+    }
+}

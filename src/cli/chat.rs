@@ -180,7 +180,8 @@ impl Chat {
         }
         println!();
         let read = self.session.position();
-        let stopped = if self.interrupted.load(Ordering::SeqCst) { ", stopped" } else { "" };
+        // The next Ctrl-C is the first again.
+        let stopped = if self.interrupted.swap(false, Ordering::SeqCst) { ", stopped" } else { "" };
         eprintln!("[{} tokens{stopped}, {rate:.1} tokens/s; {read} read in all]", made.tokens.len());
         if self.conversation.forgotten() > 0 {
             eprintln!(

@@ -35,6 +35,11 @@ pub trait NextToken {
         u64::MAX
     }
 
+    /// How many more tokens `advance` takes in without giving up the beginning of the text.
+    fn at_once(&self) -> u64 {
+        self.room()
+    }
+
     /// Forgets all but the first `length` tokens read; reading goes on after them. `rewind(position())` changes nothing and tells whether
     /// the model can.
     ///

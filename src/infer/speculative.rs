@@ -77,7 +77,9 @@ pub fn continue_text(
     let mut newest_is_read = false;
     while on && target.room() > 0 {
         let wanted = options.tokens - text.tokens().len();
-        let most = ahead.min(wanted - 1).min((target.room() - 1).min(usize::MAX as u64) as usize);
+        // Where the beginning of a text is given up, it is for the newest token alone, as without a draft.
+        let fits = target.room().min(target.at_once()).saturating_sub(1);
+        let most = ahead.min(wanted - 1).min(fits.min(usize::MAX as u64) as usize);
         let proposals = draft.propose(&so_far, &text, most)?;
         let base = target.position();
         let newest = so_far.last().into_iter().copied();
@@ -160,6 +162,9 @@ impl<'a> Proposer<'a> {
             }
             Draft::Model(model) => model,
         };
+        if most == 0 {
+            return Ok(vec![]);
+        }
         // One token at least is read, for its logits.
         let shared = common(&self.read, so_far).min(so_far.len() - 1);
         if shared < self.read.len() {
@@ -167,8 +172,8 @@ impl<'a> Proposer<'a> {
             self.read.truncate(shared);
         }
         let unread = so_far.len() - shared;
-        // The last proposal is not read.
-        let fits = model.room().saturating_add(1).saturating_sub(unread as u64);
+        // The last proposal is not read. A draft whose context is full proposes nothing more.
+        let fits = model.room().min(model.at_once()).saturating_add(1).saturating_sub(unread as u64);
         let most = most.min(fits.min(usize::MAX as u64) as usize);
         let mut sampler = text.sampler.clone();
         let mut new = so_far[shared..].to_vec();

@@ -2,7 +2,7 @@
 
 use super::show;
 use crate::cli::report::emit;
-use crate::infer::{self, Options};
+use crate::infer::{self, NextToken, Options};
 use crate::models::Session;
 use crate::tokenizer::Tokenizer;
 use crate::train::files::read_text;
@@ -56,6 +56,10 @@ fn parse(text: &str, path: &Path) -> Result<Vec<(usize, String)>> {
 
 /// Continues them all and prints the texts in the order of the file.
 pub fn run(session: &mut Session, prompts: &[Prompt], options: &Options, batch: usize, json: bool) -> Result<()> {
+    let (context, carries) = (session.context(), session.carries().is_ok());
+    for prompt in prompts.iter().filter(|p| !carries && p.ids.len() > context) {
+        eprintln!("[of a prompt of {} tokens the model sees the newest {context}]", prompt.ids.len());
+    }
     let begun = Instant::now();
     let ids: Vec<Vec<u32>> = prompts.iter().map(|p| p.ids.clone()).collect();
     let made = infer::batch(session, &ids, options, batch, &mut |i, text| {

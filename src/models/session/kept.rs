@@ -151,6 +151,11 @@ impl Session {
         self.kept.texts.first().map_or(0, |t| t.dropped + t.tokens.len() as u64)
     }
 
+    /// Tokens that the only text has room for before its beginning is given up.
+    pub(super) fn kept_room(&self) -> usize {
+        self.kept_context() - self.kept.texts.first().map_or(0, |t| t.tokens.len())
+    }
+
     fn kept_plan(&mut self, tokens: usize, wants: Wants) -> Result<&mut Ready> {
         if !self.kept.plans.contains_key(&(tokens, wants)) {
             let shape = self.cache_shape();

@@ -79,6 +79,13 @@ impl NextToken for Session {
         Session::position(self)
     }
 
+    fn at_once(&self) -> u64 {
+        match self.keeps() {
+            true => self.kept_room() as u64,
+            false => self.room(),
+        }
+    }
+
     fn restart(&mut self) -> Result<()> {
         if self.keeps() {
             return self.begin_kept(1);
