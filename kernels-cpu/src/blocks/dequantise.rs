@@ -58,9 +58,9 @@ fn dequantise_row_inline<V: Isa>(format: Format, bytes: &[u8], x: &mut [f32]) {
     assert_eq!(bytes.len(), row_bytes(format, x.len()), "blocks: a row of {} numbers in {format}", x.len());
     // A loop here and no function that calls another: what is called through a value is compiled for the oldest processor.
     macro_rules! each {
-        ($block:ident) => {
+        ($block:ident $(::<$V:ident>)?) => {
             for (b, x) in bytes.as_chunks().0.iter().zip(x.as_chunks_mut().0) {
-                $block::<V>(b, x);
+                $block$(::<$V>)?(b, x);
             }
         };
     }
@@ -80,16 +80,16 @@ fn dequantise_row_inline<V: Isa>(format: Format, bytes: &[u8], x: &mut [f32]) {
                 *x = bf16_to_f32(u16::from_le_bytes(*b));
             }
         }
-        Format::Q4_0 => each!(q4_0),
-        Format::Q4_1 => each!(q4_1),
-        Format::Q5_0 => each!(q5_0),
-        Format::Q5_1 => each!(q5_1),
-        Format::Q8_0 => each!(q8_0),
-        Format::Q2K => each!(q2_k),
-        Format::Q3K => each!(q3_k),
-        Format::Q4K => each!(q4_k),
-        Format::Q5K => each!(q5_k),
-        Format::Q6K => each!(q6_k),
+        Format::Q4_0 => each!(q4_0::<V>),
+        Format::Q4_1 => each!(q4_1::<V>),
+        Format::Q5_0 => each!(q5_0::<V>),
+        Format::Q5_1 => each!(q5_1::<V>),
+        Format::Q8_0 => each!(q8_0::<V>),
+        Format::Q2K => each!(q2_k::<V>),
+        Format::Q3K => each!(q3_k::<V>),
+        Format::Q4K => each!(q4_k::<V>),
+        Format::Q5K => each!(q5_k::<V>),
+        Format::Q6K => each!(q6_k::<V>),
         Format::Int8Row => int8_row(bytes, x),
         Format::Int4Group(n) => int4_groups(n as usize, bytes, x),
         Format::Nf4 => each!(nf4),
@@ -134,7 +134,7 @@ fn join(low: Bytes, high: Bytes, shift: usize) -> Bytes {
 #[inline(always)]
 fn spread(v: u32) -> Bytes {
     [v, v >> 8].map(|v| {
-        let own = u64::from(v & 255) * 0x0101_0101_0101_0101 & 0x8040_2010_0804_0201;
+        let own = (u64::from(v & 255) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
         (own + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101
     })
 }
@@ -330,7 +330,7 @@ fn int4_groups(n: usize, bytes: &[u8], x: &mut [f32]) {
 
 /// Block of [`Format::Nf4`].
 #[inline(always)]
-fn nf4<V: Isa>(b: &[u8; 34], x: &mut [f32; 64]) {
+fn nf4(b: &[u8; 34], x: &mut [f32; 64]) {
     let (scale, qs) = (f16_at(b, 0), part::<32>(b, 2));
     for i in 0..32 {
         x[i] = scale * NF4[(qs[i] & 15) as usize];
