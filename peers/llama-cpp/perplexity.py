@@ -44,7 +44,7 @@ def main():
     memory = llama.llama_get_memory(context)
     vocabulary = llama.llama_model_get_vocab(model)
     size = llama.llama_vocab_n_tokens(vocabulary)
-    text = pathlib.Path(o.text).read_bytes()
+    text = pathlib.Path(o.text).read_bytes().removesuffix(b"\n")  # as llama.cpp's -f does
     ids = (llama.llama_token * (len(text) + 8))()
     count = llama.llama_tokenize(vocabulary, text, len(text), ids, len(ids), True, False)
     if count < 2 * o.ctx:

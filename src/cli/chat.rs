@@ -141,6 +141,8 @@ impl Chat {
                 Some(command) => self.command(command),
                 None => self.answer(line),
             };
+            // The next Ctrl-C is the first again.
+            self.interrupted.store(false, Ordering::SeqCst);
             // A message that cannot be read does not end the conversation; a lost device does.
             match done {
                 Err(e @ (Error::Config(_) | Error::Data(_) | Error::Checkpoint(_) | Error::Io { .. })) => {
@@ -180,8 +182,7 @@ impl Chat {
         }
         println!();
         let read = self.session.position();
-        // The next Ctrl-C is the first again.
-        let stopped = if self.interrupted.swap(false, Ordering::SeqCst) { ", stopped" } else { "" };
+        let stopped = if self.interrupted.load(Ordering::SeqCst) { ", stopped" } else { "" };
         eprintln!("[{} tokens{stopped}, {rate:.1} tokens/s; {read} read in all]", made.tokens.len());
         if self.conversation.forgotten() > 0 {
             eprintln!(

@@ -3,10 +3,11 @@
 mod prompts;
 mod show;
 
-use super::model::ModelArgs;
+use super::model::{Found, ModelArgs, ModelOptions};
 use super::report::emit;
 use super::sampling::SamplingArgs;
 use crate::data::files::check_writable;
+use crate::device::Device;
 use crate::infer::beams::{self, Beams};
 use crate::infer::speculative::{self, Draft};
 use crate::infer::{self, NextToken, Options};
@@ -123,7 +124,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     }
     let draft = args.draft.as_ref().map(|path| opening.find(path)).transpose()?;
     let device = opening.device()?;
-    let draft = draft.map(|draft| opening.session(&draft, device.clone())).transpose()?;
+    let draft = draft.map(|draft| draft_session(opening, &draft, device.clone())).transpose()?;
     let session = opening.session(&found, device)?;
     if session.carries().is_err() && ids.len() > session.context() {
         eprintln!("[the model sees the newest {} of {} tokens]", session.context(), ids.len());
@@ -157,6 +158,16 @@ struct Sample {
     read: u64,
     reading: f64,
     seconds: f64,
+}
+
+/// A draft keeps no more than its own context has.
+fn draft_session(opening: &ModelOptions, draft: &Found, device: Device) -> Result<Session> {
+    let context = opening.context.map(|context| context.min(draft.context()));
+    let opening = ModelOptions { context, ..opening.clone() };
+    opening.session(draft, device).map_err(|e| match e {
+        Error::Config(what) => Error::Config(format!("--draft: {what}")),
+        other => other,
+    })
 }
 
 impl Continuing<'_> {

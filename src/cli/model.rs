@@ -152,6 +152,14 @@ impl Found {
         }
     }
 
+    /// Tokens that the model can read at most.
+    pub fn context(&self) -> usize {
+        match self {
+            Found::Run(opened) => opened.config.model.context(),
+            Found::File(file) => file.config.context(),
+        }
+    }
+
     /// What a person should know of a file, one line each.
     pub fn notes(&self) -> &[String] {
         match self {

@@ -259,7 +259,7 @@ impl Told<'_> {
             );
         }
         if let Some(read) = read {
-            println!("learned from {read}");
+            println!("calibrated on {read}");
         }
         println!("{} -> {} ({:.3} of it)", grouped(*before), grouped(*after), *after as f64 / (*before).max(1) as f64);
         println!("wrote {}: {} tensors, {}", output.display(), written.tensors, bytes(written.bytes));

@@ -91,13 +91,13 @@ impl Buffer {
         Ok(buffers.collect())
     }
 
-    /// Says that all of it will be written: memory comes in huge pages then, which makes reading it some percent faster.
+    /// Says that all of its block will be written: memory comes in huge pages then, which makes reading it some percent faster.
     pub fn expect_whole(&self) {
         #[cfg(target_os = "linux")]
-        if self.bytes >= LARGE / 16 {
+        if self.block.layout.size() >= LARGE {
             const PAGE: usize = 4096;
-            let from = self.ptr as usize / PAGE * PAGE;
-            let length = self.ptr as usize + self.bytes - from;
+            let from = self.block.start as usize / PAGE * PAGE;
+            let length = self.block.start as usize + self.block.layout.size() - from;
             // SAFETY: advice changes no content, and pages at the ends belong to this process's heap like the rest.
             unsafe { libc::madvise(from as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
         }

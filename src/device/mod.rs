@@ -149,8 +149,11 @@ impl Store {
             return variables.iter().try_for_each(|(name, ty)| self.declare(name, ty));
         }
         let sizes: Vec<u64> = variables.iter().map(|(_, ty)| ty.bytes()).collect();
-        for ((name, ty), buffer) in variables.iter().zip(cpu::Buffer::zeroed_together(&sizes)?) {
-            buffer.expect_whole();
+        let buffers = cpu::Buffer::zeroed_together(&sizes)?;
+        if let Some(first) = buffers.first() {
+            first.expect_whole();
+        }
+        for ((name, ty), buffer) in variables.iter().zip(buffers) {
             self.variables.insert(name.clone(), Variable { ty: ty.clone(), memory: Memory::Cpu(Arc::new(buffer)) });
         }
         Ok(())

@@ -41,6 +41,12 @@ fn undefined(processor: &Value) -> Option<String> {
     own.or_else(|| list("processors").iter().find_map(undefined))
 }
 
+/// Whether the decoder cuts characters off the ends of tokens: the library panics where a token has fewer.
+fn strips_ends(decoder: &Value) -> bool {
+    let parts = decoder["decoders"].as_array().map_or(&[][..], Vec::as_slice);
+    decoder["type"] == "Strip" && decoder["stop"] != 0 || parts.iter().any(strips_ends)
+}
+
 impl HfTokenizer {
     /// Loads the text of a `tokenizer.json`; `name` stands in messages. Truncation and padding that the file may ask for
     /// are switched off: they belong to batching, and would silently cut a corpus.
@@ -48,8 +54,11 @@ impl HfTokenizer {
         let bad = |why: String| {
             Error::Data(format!("{name}: not a tokenizer.json that the tokenizers library understands: {why}"))
         };
-        if let Some(name) = serde_json::from_str(&json).ok().and_then(|file: Value| undefined(&file["post_processor"]))
-        {
+        let file: Value = serde_json::from_str(&json).map_err(|e| bad(e.to_string()))?;
+        if strips_ends(&file["decoder"]) {
+            return Err(bad("its decoder has a Strip with a stop above 0, which fails at shorter tokens".into()));
+        }
+        if let Some(name) = undefined(&file["post_processor"]) {
             return Err(bad(format!("its post-processor uses the special token '{name}' and does not define it")));
         }
         let mut inner: tokenizers::Tokenizer = json.parse().map_err(|e: tokenizers::Error| bad(e.to_string()))?;

@@ -120,7 +120,7 @@ fn vocabularies_for_llama_cpp() {
 }
 
 #[test]
-fn a_post_processor_that_uses_a_token_it_does_not_define_is_refused() {
+fn what_the_library_panics_at_is_refused() {
     let json = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
         "post_processor": { "type": "Sequence", "processors": [{
@@ -134,4 +134,11 @@ fn a_post_processor_that_uses_a_token_it_does_not_define_is_refused() {
     });
     let message = Tokenizer::from_json("file", json.to_string()).unwrap_err().to_string();
     assert!(message.contains("'<s>'") && message.contains("file"), "{message}");
+    let mut json = json;
+    json["post_processor"] = serde_json::Value::Null;
+    Tokenizer::from_json("file", json.to_string()).unwrap();
+    let strip = serde_json::json!({ "type": "Strip", "content": " ", "start": 0, "stop": 1 });
+    json["decoder"] = serde_json::json!({ "type": "Sequence", "decoders": [strip] });
+    let message = Tokenizer::from_json("file", json.to_string()).unwrap_err().to_string();
+    assert!(message.contains("Strip"), "{message}");
 }

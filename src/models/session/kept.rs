@@ -348,6 +348,12 @@ impl Session {
         }
         self.check_known(tokens)?;
         let new = self.room(0, tokens);
+        if new.len() < tokens.len() {
+            let (most, have) = (new.len(), tokens.len());
+            return Err(Error::Config(format!(
+                "logits after each of {have} tokens: {most} are kept; use a longer context"
+            )));
+        }
         // What had to be read again has no logits to give.
         let (again, new) = new.split_at(new.len().saturating_sub(tokens.len()));
         if !again.is_empty() {
