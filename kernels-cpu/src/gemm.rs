@@ -221,6 +221,69 @@ pub fn gemm_mixed_batched(
     }
 }
 
+/// Up to this many rows of a, transposing b for the micro-kernel takes a noticeable share of the time.
+const TURNED_ROWS: usize = 256;
+/// Rows and columns of a square that is transposed at a time.
+const SQUARE: usize = 16;
+
+thread_local! {
+    static TURNED: std::cell::Cell<Vec<f32>> = const { std::cell::Cell::new(Vec::new()) };
+}
+
+/// [`product`] of a few rows with a large `b` whose columns are contiguous: `c^T = b^T a^T`, so that b is read where it is, and then c. Every
+/// element is the same chain of multiply-adds, and so the same bits.
+///
+/// # Safety
+/// As [`product`].
+#[allow(clippy::too_many_arguments)]
+unsafe fn turned(
+    kernel: &'static Kernel,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Lanes,
+    b: Lanes,
+    c: *mut f32,
+    ldc: usize,
+    epilogue: Epilogue,
+    parallel: bool,
+) {
+    let mut memory = TURNED.take();
+    memory.resize(m * n, 0.0);
+    let to = Output::F32(memory.as_mut_ptr());
+    let none = Epilogue::default();
+    let product = Product { m: n, n: m, k, a: b, b: a, accumulate: false, c: to, ldc: m, epilogue: none, tall: true };
+    blocked::run(&product, kernel, parallel);
+    let (from, out) = (&memory[..], Output::F32(c));
+    // SAFETY: the contract of this function.
+    let sums = SharedMut::new(unsafe { std::slice::from_raw_parts_mut(c, (m - 1) * ldc + n) });
+    let finish = |rows: std::ops::Range<usize>| {
+        for i in rows.clone().step_by(SQUARE) {
+            let count = SQUARE.min(rows.end - i);
+            for j in (0..n).step_by(SQUARE) {
+                for r in i..i + count {
+                    let end = n.min(j + SQUARE);
+                    // SAFETY: ranges of rows are disjoint.
+                    let c = unsafe { sums.slice(r * ldc + j..r * ldc + end) };
+                    c.iter_mut().zip(j..).for_each(|(c, j)| *c = from[j * m + r]);
+                }
+            }
+        }
+        if !epilogue.is_none() {
+            let part = sums.as_ptr().wrapping_add(rows.start * ldc);
+            // SAFETY: as above.
+            unsafe { epilogue::finish_tile(rows.len(), n, part, ldc, out, rows.start * ldc, 0, ldc, false, &epilogue) };
+        }
+    };
+    let cost = n * if matches!(epilogue.activation, Activation::None | Activation::Relu) { 4 } else { 14 };
+    if parallel {
+        par_rows(m, cost, finish)
+    } else {
+        finish(0..m)
+    }
+    TURNED.set(memory);
+}
+
 /// A product with at least one element.
 ///
 /// # Safety
@@ -241,7 +304,17 @@ unsafe fn product(
     if k > 0 && m > GEMV_MAX_ROWS && n > GEMV_MAX_ROWS {
         let (a, b) =
             (Lanes { data: a.data, lane: a.row, k: a.column }, Lanes { data: b.data, lane: b.column, k: b.row });
-        let product = Product { m, n, k, a, b, accumulate, c, ldc, epilogue };
+        if let Output::F32(to) = c
+            && !accumulate
+            && b.k == 1
+            && kernel.depth == 1
+            && m <= TURNED_ROWS
+            && n >= 2 * m
+        {
+            // SAFETY: the contract of this function.
+            return unsafe { turned(kernel, m, n, k, a, b, to, ldc, epilogue, parallel) };
+        }
+        let product = Product { m, n, k, a, b, accumulate, c, ldc, epilogue, tall: false };
         return blocked::run(&product, kernel, parallel);
     }
     // The sums of a result in 16 bits have their own place.

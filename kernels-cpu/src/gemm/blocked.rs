@@ -12,8 +12,9 @@
 use super::buffer::{Buffers, with_panels, with_task_buffers};
 use super::epilogue::{Epilogue, finish_tile};
 use super::kernel::{Kernel, Tile};
-use super::matrix::{Matrix, MatrixMut};
+use super::matrix::{Bf16, F16, Format, Matrix, MatrixMut};
 use super::pack::{Block, Lanes, pack};
+use crate::simd::{Isa, LANES};
 use crate::threads;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -42,6 +43,9 @@ pub(super) struct Product<'a> {
     pub c: Output,
     pub ldc: usize,
     pub epilogue: Epilogue<'a>,
+    /// `a` is much larger than `b`, and k is contiguous in it: its rows are at most copied, never transposed, since too few columns follow
+    /// that would make up for it.
+    pub tall: bool,
 }
 
 /// Where a result goes.
@@ -99,6 +103,8 @@ struct Slab<'a> {
     /// Whether the micro-kernel reads an operand where it is.
     a_direct: bool,
     b_direct: bool,
+    /// Whether rows of `a` are copied and widened as they lie.
+    a_copied: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -134,6 +140,30 @@ fn b_direct(p: &Product) -> bool {
     matches!(p.b.data, Matrix::F32(_)) && p.b.lane == 1 && p.m <= most
 }
 
+/// Floats of a cache line: rows of a copy are not a power of two of lines apart.
+const LINE: usize = 16;
+
+crate::multiversion! {
+    /// The first `to.len()` numbers of `from` as `f32`.
+    fn widen<V>(from: Matrix<'_>, to: &mut [f32]) {
+        match from {
+            Matrix::F32(from) => to.copy_from_slice(&from[..to.len()]),
+            Matrix::F16(from) => widen_from::<V, F16>(from, to),
+            Matrix::Bf16(from) => widen_from::<V, Bf16>(from, to),
+        }
+    }
+}
+
+#[inline(always)]
+fn widen_from<V: Isa, F: Format>(from: &[F::Bits], to: &mut [f32]) {
+    let (whole, rest) = to.as_chunks_mut::<LANES>();
+    let (from, from_rest) = from.split_at(whole.len() * LANES);
+    for (to, from) in whole.iter_mut().zip(from.chunks_exact(LANES)) {
+        *to = F::widen_lanes::<V>(from).0;
+    }
+    rest.iter_mut().zip(from_rest).for_each(|(to, from)| *to = F::widen(*from));
+}
+
 /// Computes a product with `m`, `n` and `k` of at least 1.
 pub(super) fn run(product: &Product, kernel: &'static Kernel, parallel: bool) {
     let (m, n, k) = (product.m, product.n, product.k);
@@ -163,7 +193,9 @@ pub(super) fn run(product: &Product, kernel: &'static Kernel, parallel: bool) {
                 states,
                 a_direct: kernel.depth == 1 && a_direct(product, panels),
                 b_direct: kernel.depth == 1 && b_direct(product),
+                a_copied: false,
             };
+            slab.a_copied = product.tall && kernel.depth == 1 && !slab.a_direct;
             slab.cut();
             if slab.threads == 1 {
                 (0..slab.tasks).for_each(|task| slab.task(task));
@@ -218,6 +250,16 @@ impl Slab<'_> {
                 Matrix::F32(data) if self.a_direct => {
                     (data[rows.start * p.a.lane + k.start * p.a.k..].as_ptr(), p.a.lane, p.a.k)
                 }
+                _ if self.a_copied => {
+                    let ld = k.len().next_multiple_of(LINE) + LINE;
+                    let copy = buffers.a.reserve(rows.len() * ld);
+                    for (i, row) in rows.clone().enumerate() {
+                        // SAFETY: the buffer holds the rows.
+                        let to = unsafe { std::slice::from_raw_parts_mut(copy.add(i * ld), k.len()) };
+                        widen(p.a.data.tail(row * p.a.lane + k.start), to);
+                    }
+                    (copy.cast_const(), ld, 1)
+                }
                 _ => {
                     let packed = buffers.a.reserve(a.len());
                     // SAFETY: the operands cover the product, and the buffer the block.
@@ -226,7 +268,7 @@ impl Slab<'_> {
                 }
             };
             // from the first row of one tile to that of the next
-            let next_a = if self.a_direct { kernel.rows * a_row } else { kernel.rows * steps };
+            let next_a = if self.a_direct || self.a_copied { kernel.rows * a_row } else { kernel.rows * steps };
             for i in 0..panels.len() {
                 let panel = panels.start + (start + i) % panels.len();
                 let (b, b_step, columns) = self.panel(panel, &k);

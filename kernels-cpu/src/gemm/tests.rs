@@ -357,6 +357,31 @@ fn bits_do_not_depend_on_the_number_of_threads_nor_on_the_other_rows() {
 }
 
 #[test]
+fn few_rows_by_many_contiguous_columns_give_the_bits_of_the_other_way() {
+    for (m, n, k) in [(5, 64, 40), (33, 100, 513), (128, 300, 1024), (48, 96, 7), (256, 512, 64)] {
+        let (a, b, bias, residual) = (data(m * k, 1), data(n * k, 2), data(n, 3), data(m * n, 4));
+        for format in 0..3 {
+            let (bits, wide) = stored(&b, format);
+            let epilogue = Epilogue {
+                bias: Some((&bias[..]).into()),
+                activation: Activation::GeluTanh,
+                residual: Some((&residual[..]).into()),
+            };
+            for epilogue in [Epilogue::default(), epilogue] {
+                let mut c = vec![f32::NAN; m * n];
+                let b = matrix(&wide, &bits, format);
+                gemm_mixed(false, true, m, n, k, (&a[..]).into(), k, b, k, false, (&mut c[..]).into(), n, epilogue);
+                // The same by transposing b first, which takes the other way.
+                let turned: Vec<f32> = (0..k * n).map(|i| wide[i % n * k + i / n]).collect();
+                let mut want = vec![f32::NAN; m * n];
+                gemm_epilogue(false, false, m, n, k, &a, k, &turned, n, false, &mut want, n, epilogue);
+                assert!(c == want, "[{m}, {k}] by [{n}, {k}], format {format}");
+            }
+        }
+    }
+}
+
+#[test]
 fn two_bfloat16_operands_take_dot_products_where_the_processor_has_them() {
     let (f32s, bits) = ([0.0f32; 1], [0u16; 1]);
     let name = kernel_name(Matrix::Bf16(&bits), Matrix::Bf16(&bits));
