@@ -76,7 +76,8 @@ impl Tokenizer {
             let mut ends = said.eos;
             ends.extend(known.eos.iter().copied().filter(|id| !ends.contains(id)).collect::<Vec<_>>());
             *known = Roles {
-                bos: said.bos.or(known.bos),
+                // In the library the post-processor has the last word.
+                bos: known.bos.filter(|_| known.add_bos == Some(true)).or(said.bos).or(known.bos),
                 eos: ends,
                 pad: said.pad.or(known.pad),
                 unk: said.unk.or(known.unk),
@@ -86,6 +87,15 @@ impl Tokenizer {
             };
         }
         Ok(())
+    }
+
+    /// A text begins with its first token where the files of a folder do not say whether something goes before it.
+    pub(crate) fn begins_with_nothing_unless_said(&mut self) {
+        if let Tokenizer::HuggingFace(t) = self
+            && t.roles().add_bos.is_none()
+        {
+            Arc::make_mut(t).roles_mut().add_bos = Some(false);
+        }
     }
 
     /// The id of a token by its text, special or not.

@@ -47,6 +47,46 @@ fn strips_ends(decoder: &Value) -> bool {
     decoder["type"] == "Strip" && decoder["stop"] != 0 || parts.iter().any(strips_ends)
 }
 
+/// Normalisation and division of a text into words, all steps in order.
+fn steps<'a>(step: &'a Value, all: &mut Vec<&'a Value>) {
+    let parts = ["normalizers", "pretokenizers"].into_iter().filter_map(|key| step[key].as_array()).flatten();
+    parts.for_each(|part| steps(part, all));
+    if step["type"].is_string() && step["type"] != "Sequence" {
+        all.push(step);
+    }
+}
+
+/// Steps that the library panics at, or that make a short text long without an end.
+fn endless(file: &Value) -> Option<&'static str> {
+    const MOST_STEPS: usize = 32;
+    const MOST_GROWTH: usize = 4096;
+    let mut all = Vec::new();
+    ["normalizer", "pre_tokenizer"].into_iter().for_each(|key| steps(&file[key], &mut all));
+    let is = |step: &Value, kind: &str| step["type"] == kind;
+    let inserted = |step: &&Value| match is(step, "Replace") || is(step, "Prepend") {
+        true => step["content"].as_str().or(step["prepend"].as_str()).map_or(1, |s| s.len().max(1)),
+        false => 1,
+    };
+    let growth = all.iter().map(inserted).fold(1, usize::saturating_mul);
+    let empty = |step: &Value| [&step["pattern"]["String"], &step["pattern"]["Regex"]].iter().any(|p| **p == "");
+    match () {
+        _ if all.len() > MOST_STEPS => Some("it has more than 32 steps before the model"),
+        _ if all.iter().filter(|step| is(step, "ByteLevel")).count() > 1 => Some("it has more than one ByteLevel step"),
+        _ if growth > MOST_GROWTH => Some("its replacements make a text thousands of times longer"),
+        _ if all.iter().any(|step| is(step, "Replace") && empty(step)) => Some("it replaces the empty text"),
+        _ if all.iter().any(|step| is(step, "FixedLength") && step["length"] == 0) => {
+            Some("it cuts words of no length")
+        }
+        _ => None,
+    }
+}
+
+/// What `f` gives. For files that the checks above did not see through: a panic of the library is an error.
+fn guarded<T>(what: &str, f: impl FnOnce() -> T) -> Result<T> {
+    let failed = |_| Error::Data(format!("the tokenizers library fails at {what}: the tokenizer.json is damaged"));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).map_err(failed)
+}
+
 impl HfTokenizer {
     /// Loads the text of a `tokenizer.json`; `name` stands in messages. Truncation and padding that the file may ask for
     /// are switched off: they belong to batching, and would silently cut a corpus.
@@ -54,14 +94,24 @@ impl HfTokenizer {
         let bad = |why: String| {
             Error::Data(format!("{name}: not a tokenizer.json that the tokenizers library understands: {why}"))
         };
-        let file: Value = serde_json::from_str(&json).map_err(|e| bad(e.to_string()))?;
+        let mut file: Value = serde_json::from_str(&json).map_err(|e| bad(e.to_string()))?;
+        if let Some(why) = endless(&file) {
+            return Err(bad(why.into()));
+        }
         if strips_ends(&file["decoder"]) {
             return Err(bad("its decoder has a Strip with a stop above 0, which fails at shorter tokens".into()));
         }
         if let Some(name) = undefined(&file["post_processor"]) {
             return Err(bad(format!("its post-processor uses the special token '{name}' and does not define it")));
         }
-        let mut inner: tokenizers::Tokenizer = json.parse().map_err(|e: tokenizers::Error| bad(e.to_string()))?;
+        // Left out at random, merges would make an encoding that cannot be repeated.
+        let dropout = file["model"]["dropout"].is_number();
+        if dropout {
+            file["model"]["dropout"] = Value::Null;
+        }
+        let parsed = guarded("reading", || if dropout { file.to_string().parse() } else { json.parse() });
+        let mut inner: tokenizers::Tokenizer =
+            parsed.map_err(|e| bad(e.to_string()))?.map_err(|e: tokenizers::Error| bad(e.to_string()))?;
         inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
         inner.with_padding(None);
         let vocab = inner.get_vocab(true);
@@ -75,7 +125,11 @@ impl HfTokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, token)| (token.content, id))
             .collect();
-        let roles = roles_of(&inner, &specials);
+        let roles = guarded("its post-processor", || roles_of(&inner, &specials)).map_err(|e| bad(e.to_string()))?;
+        let named = roles.bos.iter().chain(&roles.eos).chain(&roles.pad).chain(&roles.unk);
+        if let Some(id) = named.copied().find(|id| *id as usize >= vocab_size) {
+            return Err(bad(format!("it puts id {id} to a text, which its {vocab_size} ids do not have")));
+        }
         Ok(Self { inner, plain: OnceLock::new(), json, specials, vocab_size, roles })
     }
 
@@ -154,7 +208,8 @@ impl HfTokenizer {
                 self.vocab_size - 1
             )));
         }
-        self.inner.decode(ids, skip_special).map_err(|e| Error::Data(format!("these ids cannot be decoded: {e}")))
+        let text = guarded("decoding", || self.inner.decode(ids, skip_special))?;
+        text.map_err(|e| Error::Data(format!("these ids cannot be decoded: {e}")))
     }
 
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
@@ -175,7 +230,7 @@ impl HfTokenizer {
 }
 
 fn encode(inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding = inner.encode_fast(text, false).map_err(|e| {
+    let encoding = guarded("encoding", || inner.encode_fast(text, false))?.map_err(|e| {
         Error::Data(format!("this text has no encoding in the loaded tokenizer.json: {e} (is a character missing?)"))
     })?;
     Ok(encoding.get_ids().to_vec())

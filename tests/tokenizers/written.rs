@@ -141,4 +141,29 @@ fn what_the_library_panics_at_is_refused() {
     json["decoder"] = serde_json::json!({ "type": "Sequence", "decoders": [strip] });
     let message = Tokenizer::from_json("file", json.to_string()).unwrap_err().to_string();
     assert!(message.contains("Strip"), "{message}");
+    json["decoder"] = serde_json::Value::Null;
+    let replace = |pattern: &str, content: &str| serde_json::json!({ "type": "Replace", "pattern": { "String": pattern }, "content": content });
+    let long = "x".repeat(100);
+    let levels =
+        serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    for (key, step, says) in [
+        ("normalizer", replace("", "a"), "empty"),
+        (
+            "normalizer",
+            serde_json::json!({ "type": "Sequence", "normalizers": vec![replace(".", &long); 3] }),
+            "longer",
+        ),
+        ("pre_tokenizer", serde_json::json!({ "type": "Sequence", "pretokenizers": vec![levels; 2] }), "ByteLevel"),
+        ("pre_tokenizer", serde_json::json!({ "type": "FixedLength", "length": 0 }), "no length"),
+    ] {
+        let mut json = json.clone();
+        json[key] = step;
+        let message = Tokenizer::from_json("file", json.to_string()).unwrap_err().to_string();
+        assert!(message.contains(says), "{message}");
+    }
+    // What is not seen through is caught.
+    json["model"] = serde_json::json!({
+        "type": "BPE", "vocab": { "a": 0, "b": 1, "ab": 2 }, "merges": [["a", "b"]], "continuing_subword_prefix": "\u{e9}\u{e9}\u{e9}",
+    });
+    assert!(Tokenizer::from_json("file", json.to_string()).is_err());
 }

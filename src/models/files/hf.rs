@@ -57,7 +57,13 @@ pub(super) fn open(folder: &Path, given: Option<Tokenizer>) -> Result<ModelFile>
             folder.display()
         )));
     }
-    let tokenizer = given.map_or_else(|| Tokenizer::from_folder(folder), Ok)?;
+    let read = || -> Result<Tokenizer> {
+        let mut tokenizer = Tokenizer::from_folder(folder)?;
+        // Where nothing is said `transformers` puts nothing before a text.
+        tokenizer.begins_with_nothing_unless_said();
+        Ok(tokenizer)
+    };
+    let tokenizer = given.map_or_else(read, Ok)?;
     super::check_vocabulary(&path.display().to_string(), &config, &tokenizer)?;
     Ok(ModelFile {
         config,

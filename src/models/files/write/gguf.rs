@@ -182,6 +182,10 @@ fn llama_keys(c: &LlamaConfig, architecture: Architecture, metadata: &mut Metada
         // The divisors are a tensor.
         RopeScaling::Llama3 => set("rope.scaling.original_context_length", size(c.rope_original_context)),
     }
+    // Readers take 4096 where a Gemma 2 does not say it.
+    if c.window == 0 && architecture == Architecture::Gemma2 {
+        set("attention.sliding_window", size(c.context));
+    }
     if c.window > 0 {
         set("attention.sliding_window", size(c.window));
         if architecture != Architecture::Gemma2 && c.window_period > 0 {
