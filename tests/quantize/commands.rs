@@ -71,7 +71,7 @@ fn a_text_is_learned_from_directly_or_by_way_of_its_importance() {
     all(&["quantize", MODEL, "--to", "gptq-g64", "--calibrate", text, "-o", "gptq.gguf"]);
     let output =
         run(folder.path(), &["quantize", MODEL, "--to", "q4_0", "--imatrix", "importance.gguf", "-o", "q4.gguf"]);
-    assert!(output.status.success() && said(&output).contains("learned from 4 chunks of 32"), "{}", said(&output));
+    assert!(output.status.success() && said(&output).contains("calibrated on 4 chunks of 32"), "{}", said(&output));
 }
 
 #[test]
