@@ -110,8 +110,7 @@ impl Args {
             let known: Vec<String> = Scheme::ALL.into_iter().map(Scheme::name).collect();
             Error::Config(format!("--to {name}: use one of {}", known.join(", ")))
         })?;
-        let recipe = Recipe { keep_head: self.keep_head, pure: self.pure, ..Recipe::new(scheme) };
-        Ok(Some(Recipe { clip: clip.unwrap_or(recipe.clip), ..recipe }))
+        Ok(Some(Recipe::with(scheme, clip, self.keep_head, self.pure)))
     }
 
     fn clip(&self) -> Result<Option<Clip>> {

@@ -152,9 +152,8 @@ fn answer(
     on_text: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Generation> {
     // Nothing that a person writes becomes a control token.
-    let start = model.tokenizer().start_id().filter(|_| model.position() == 0);
-    let mut ids: Vec<u32> = start.into_iter().collect();
-    ids.extend(model.tokenizer().encode_plain(&template.wrap(message))?);
+    let (tokenizer, text) = (model.tokenizer(), template.wrap(message));
+    let ids = if model.position() == 0 { tokenizer.encode_whole(&text)? } else { tokenizer.encode_plain(&text)? };
     let end = template.stop.as_str();
     let mut options = options.clone();
     options.stop.extend((!end.is_empty()).then(|| end.to_owned()));

@@ -60,9 +60,7 @@ pub trait NextToken {
     /// Reads `tokens` as a text of its own (what was read before is forgotten) and gives the negative log-likelihood, in nats, of each of
     /// `targets`, one a token and usually the one after it; 0 where the target is negative.
     fn log_losses(&mut self, tokens: &[u32], targets: &[i32]) -> Result<Vec<f64>> {
-        self.restart()?;
-        let rows = self.advance_each(tokens)?;
-        Ok(rows.iter().zip(targets).map(|(row, target)| log_loss(row, *target)).collect())
+        losses_of_each(self, tokens, targets)
     }
 
     /// As [`advance`](Self::advance), for who needs the most likely of the tokenizer's tokens only (of equals the smaller id): a device can
@@ -106,8 +104,19 @@ pub trait NextToken {
     }
 }
 
+/// [`NextToken::log_losses`] by [`NextToken::advance_each`].
+pub(crate) fn losses_of_each<M: NextToken + ?Sized>(
+    model: &mut M,
+    tokens: &[u32],
+    targets: &[i32],
+) -> Result<Vec<f64>> {
+    model.restart()?;
+    let rows = model.advance_each(tokens)?;
+    Ok(rows.iter().zip(targets).map(|(row, target)| log_loss(row, *target)).collect())
+}
+
 /// The negative log-likelihood of `target` under the softmax of `logits`, in nats; 0 for a negative target.
-pub(crate) fn log_loss(logits: &[f32], target: i32) -> f64 {
+fn log_loss(logits: &[f32], target: i32) -> f64 {
     let Some(own) = usize::try_from(target).ok().and_then(|t| logits.get(t)) else { return 0.0 };
     let most = logits.iter().fold(f64::NEG_INFINITY, |m, l| m.max(f64::from(*l)));
     most + logits.iter().map(|l| (f64::from(*l) - most).exp()).sum::<f64>().ln() - f64::from(*own)

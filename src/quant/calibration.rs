@@ -26,8 +26,7 @@ impl Default for Reading {
 /// A text that the tokenizer cannot take, or of less than two tokens.
 pub fn chunks(tokenizer: &Tokenizer, context: usize, text: &str, reading: Reading) -> Result<Vec<Vec<u32>>> {
     let bos = tokenizer.start_id();
-    let mut tokens: Vec<u32> = bos.into_iter().collect();
-    tokens.extend(tokenizer.encode_plain(text)?);
+    let tokens = tokenizer.encode_whole(text)?;
     let length = reading.tokens.min(context).min(tokens.len());
     if length < 2 || reading.chunks == 0 {
         let have = tokens.len();

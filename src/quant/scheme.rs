@@ -112,6 +112,12 @@ impl Recipe {
         Recipe { scheme, clip, keep_head: false, pure: false, only: None }
     }
 
+    /// With the scheme's own clip where none is given.
+    pub fn with(scheme: Scheme, clip: Option<Clip>, keep_head: bool, pure: bool) -> Self {
+        let recipe = Self::new(scheme);
+        Recipe { clip: clip.unwrap_or(recipe.clip), keep_head, pure, ..recipe }
+    }
+
     /// The format of a weight with rows of `columns` numbers; none: it stays f32.
     ///
     /// The formats of GGUF are given as llama.cpp does: the table of tokens too, and a head, tied or not, in `q6_k` (`q8_0` where its

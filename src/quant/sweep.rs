@@ -86,8 +86,7 @@ pub struct Point {
 impl Subject<'_> {
     /// How a scheme is applied in a sweep.
     fn recipe(&self, scheme: Scheme) -> Recipe {
-        let recipe = Recipe { keep_head: self.keep_head, pure: self.pure, ..Recipe::new(scheme) };
-        Recipe { clip: self.clip.unwrap_or(recipe.clip), ..recipe }
+        Recipe::with(scheme, self.clip, self.keep_head, self.pure)
     }
 
     fn quantised(&self, recipe: &Recipe, calibration: Option<&Calibration>) -> Result<Quantised> {

@@ -136,6 +136,13 @@ impl Tokenizer {
         }
     }
 
+    /// [`Tokenizer::encode_plain`] after [`Tokenizer::start_id`]: a text that is scored or learned from as a whole.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids: Vec<u32> = self.start_id().into_iter().collect();
+        ids.extend(self.encode_plain(text)?);
+        Ok(ids)
+    }
+
     /// Text of `ids`, special tokens written out, bytes that are not UTF-8 replaced by U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.decode_with(ids, false)

@@ -56,15 +56,11 @@ impl Shape {
     pub fn tile_bytes(&self, columns: usize) -> usize {
         columns / LEN * self.bytes
     }
+}
 
-    /// Bytes of a superblock of a row.
-    fn row_bytes(&self) -> usize {
-        match self.format {
-            Format::Q4K => 144,
-            Format::Q5K => 176,
-            _ => 210,
-        }
-    }
+/// Bytes of a superblock of a row.
+fn block_bytes(packing: &Packing) -> usize {
+    packing.row_bytes() / (packing.columns / LEN)
 }
 
 /// What a superblock of a row says.
@@ -214,7 +210,7 @@ pub(super) fn pack(shape: &Shape, packing: &Packing, first_tile: usize, rows: &[
             let lanes = TILE_ROWS.min(packing.rows - first_tile * TILE_ROWS - from);
             tile.fill(0);
             for (lane, row) in rows[from * row..][..lanes * row].chunks_exact(row).enumerate() {
-                let blocks = row.chunks_exact(shape.row_bytes()).zip(tile.chunks_exact_mut(shape.bytes));
+                let blocks = row.chunks_exact(block_bytes(packing)).zip(tile.chunks_exact_mut(shape.bytes));
                 blocks.for_each(|(block, tile)| Parts::read(shape, block).store(shape, tile, lane));
             }
         }
@@ -225,7 +221,7 @@ pub(super) fn pack(shape: &Shape, packing: &Packing, first_tile: usize, rows: &[
 fn bytes_of_row(shape: &Shape, packing: &Packing, packed: &[u8], r: usize, row: &mut [u8]) {
     let tile_bytes = shape.tile_bytes(packing.columns);
     let tile = &packed[r / TILE_ROWS * tile_bytes..][..tile_bytes];
-    let blocks = row.chunks_exact_mut(shape.row_bytes()).zip(tile.chunks_exact(shape.bytes));
+    let blocks = row.chunks_exact_mut(block_bytes(packing)).zip(tile.chunks_exact(shape.bytes));
     blocks.for_each(|(block, tile)| Parts::load(shape, tile, r % TILE_ROWS).write(shape, block));
 }
 

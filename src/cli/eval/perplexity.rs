@@ -31,9 +31,8 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     found.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let tokenizer = found.tokenizer();
     let bos = tokenizer.start_id();
-    let mut tokens: Vec<u32> = bos.into_iter().collect();
     // As in llama.cpp: names of control tokens are text like any other, and the end of the last line is none.
-    tokens.extend(tokenizer.encode_plain(text.strip_suffix('\n').unwrap_or(&text))?);
+    let tokens = tokenizer.encode_whole(text.strip_suffix('\n').unwrap_or(&text))?;
     let device = args.model.options.device()?;
     let mut session = args.model.options.session(&found, device)?;
     let begun = Instant::now();

@@ -93,8 +93,7 @@ pub fn run(args: &super::Args, file: ModelFile, recipe: Option<Recipe>, json: bo
         None => (None, whole.as_str()),
     };
     let bos = tokenizer.start_id();
-    let mut tokens: Vec<u32> = bos.into_iter().collect();
-    tokens.extend(tokenizer.encode_plain(scored)?);
+    let tokens = tokenizer.encode_whole(scored)?;
     let subject = Subject {
         config: &file.config,
         tokenizer,

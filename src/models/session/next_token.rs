@@ -118,9 +118,7 @@ impl NextToken for Session {
     fn log_losses(&mut self, tokens: &[u32], targets: &[i32]) -> Result<Vec<f64>> {
         if self.keeps() && self.kept.keeping.storage != crate::tensor::DType::F32 {
             // What the storage of keys and values costs is only seen where they are read from it.
-            self.restart()?;
-            let rows = self.advance_each(tokens)?;
-            return Ok(rows.iter().zip(targets).map(|(row, target)| crate::infer::log_loss(row, *target)).collect());
+            return crate::infer::losses_of_each(self, tokens, targets);
         }
         let inputs = tokens.iter().map(|t| *t as i32).collect();
         let (batch, context) = (1, tokens.len());
