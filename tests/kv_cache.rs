@@ -513,8 +513,8 @@ fn straightness(points: &[(f64, f64)]) -> (f64, f64) {
     (1.0 - of(&|a, b| (b - slope * a).powi(2)) / of(&|_, b| b * b), slope)
 }
 
-/// The best of many tries at each length: other programs only ever add to a time. One thread, so that the team's size and its thresholds
-/// are no part of the curve.
+/// The best time at each length over rounds that visit all of them: other programs only ever add to a time, and one that is busy for
+/// some seconds then slows every length alike. One thread, so that the team's size and its thresholds are no part of the curve.
 #[test]
 fn the_time_of_a_token_grows_with_the_text_by_a_straight_line() {
     let config = ModelConfig::Llama(LlamaConfig {
@@ -526,34 +526,33 @@ fn the_time_of_a_token_grows_with_the_text_by_a_straight_line() {
         vocab_size: VOCABULARY,
         ..LlamaConfig::default()
     });
-    let mut last = (0.0, vec![]);
-    // A machine that is never quiet for long gets three chances.
-    for _ in 0..3 {
-        let points = kernels_cpu::threads::with_threads(1, || {
-            let mut session = session(&config, &Device::Cpu);
-            let text = random(4095, 15);
-            let mut points = Vec::new();
-            for length in (512..=4088).step_by(447) {
-                session.advance(&text[session.position() as usize..length]).unwrap();
-                let mut best = f64::INFINITY;
-                for _ in 0..40 {
+    let text = random(4095, 15);
+    let mut points: Vec<(f64, f64)> =
+        (512..=4088).step_by(447).map(|length| (f64::from(length), f64::INFINITY)).collect();
+    let (r2, slope) = kernels_cpu::threads::with_threads(1, || {
+        let mut session = session(&config, &Device::Cpu);
+        let mut line = (0.0, 0.0);
+        for round in 0..60 {
+            session.advance(&text[session.position() as usize..4088]).unwrap();
+            for (length, best) in points.iter_mut().rev() {
+                let length = *length as usize;
+                session.rewind(length as u64).unwrap();
+                for _ in 0..15 {
                     let begun = Instant::now();
                     session.advance(&text[length..length + 1]).unwrap();
-                    best = best.min(begun.elapsed().as_secs_f64());
+                    *best = best.min(begun.elapsed().as_secs_f64() * 1e6);
                     session.rewind(length as u64).unwrap();
                 }
-                points.push((length as f64, best * 1e6));
             }
-            points
-        });
-        let (r2, slope) = straightness(&points);
-        if r2 >= 0.95 && slope > 0.0 {
-            eprintln!("{slope:.4} us a token of context, R^2 {r2:.4}");
-            return;
+            line = straightness(&points);
+            if round >= 2 && line.0 >= 0.95 {
+                break;
+            }
         }
-        last = (r2, points);
-    }
-    panic!("R^2 {}: {:?}", last.0, last.1);
+        line
+    });
+    assert!(r2 >= 0.95 && slope > 0.0, "R^2 {r2}, {slope} us a token of context: {points:?}");
+    eprintln!("{slope:.4} us a token of context, R^2 {r2:.4}");
 }
 
 #[test]
