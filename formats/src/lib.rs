@@ -17,4 +17,4 @@ pub mod safetensors;
 mod source;
 
 pub use error::{Error, Result};
-pub use source::Source;
+pub use source::{Source, open_regular};

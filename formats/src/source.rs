@@ -18,6 +18,25 @@ enum Backing {
     Owned(Vec<u8>),
 }
 
+/// Opens a file to read, with its length.
+///
+/// # Errors
+/// It cannot be opened, or is no regular file.
+pub fn open_regular(path: &Path) -> Result<(std::fs::File, u64)> {
+    let io = |e| Error::io(path, e);
+    let length = |meta: std::io::Result<std::fs::Metadata>| match meta {
+        Ok(meta) if !meta.is_file() => {
+            Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")))
+        }
+        meta => meta.map(|meta| meta.len()).map_err(io),
+    };
+    // Asked before too: opening a pipe waits for somebody who writes.
+    length(std::fs::metadata(path))?;
+    let file = std::fs::File::open(path).map_err(io)?;
+    let length = length(file.metadata())?;
+    Ok((file, length))
+}
+
 impl Source {
     /// Maps the file at `path`. Another program that shortens the file while it is mapped ends this one when the missing pages are
     /// touched; replacing it by renaming, as the writers of this crate do, is safe.
@@ -26,19 +45,14 @@ impl Source {
     /// [`Error::Io`]; also for a folder.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let io = |e| Error::io(path, e);
-        let file = std::fs::File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
-        if !meta.is_file() {
-            return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
-        }
+        let (file, length) = open_regular(path)?;
         let name = path.display().to_string();
-        if meta.len() == 0 {
+        if length == 0 {
             // Linux maps no empty files
             return Ok(Source { name, backing: Backing::Owned(Vec::new()) });
         }
         // SAFETY: the map is only read. That no other program writes the file meanwhile is the documented condition of use.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         Ok(Source { name, backing: Backing::Mapped { map, file } })
     }
 

@@ -3,6 +3,7 @@
 use crate::gemm::Matrix;
 use crate::gemm::matrix::{Bf16, F16, F32, Format};
 use crate::simd::{Isa, LANES, Lanes, dot};
+use crate::stream::{FAR, prefetch_far};
 use crate::threads::{SharedMut, par_blocks};
 use std::ops::Range;
 
@@ -74,6 +75,10 @@ fn dot_stored<V: Isa, F: Format>(a: &[f32], b: &[F::Bits]) -> f32 {
     let mut sums = [Lanes::splat(0.0); 4];
     let (mut a4, mut b4) = (a.chunks_exact(4 * LANES), b.chunks_exact(4 * LANES));
     for (a, b) in (&mut a4).zip(&mut b4) {
+        // Numbers of 32 bits need none: so few instructions go with a line of them that many are asked for at once without.
+        for line in (0..size_of_val(b)).step_by(64) {
+            prefetch_far(b.as_ptr().cast::<u8>().wrapping_add(FAR + line));
+        }
         for (j, sum) in sums.iter_mut().enumerate() {
             *sum = Lanes::load(&a[j * LANES..]).fma::<V>(F::widen_lanes::<V>(&b[j * LANES..]), *sum);
         }

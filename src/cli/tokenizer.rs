@@ -4,6 +4,7 @@ use crate::data::files::read_utf8;
 use crate::data::verbs::DEFAULT_SEED;
 use crate::data::verbs::split::Policy;
 use crate::data::{CorpusSource, Layout, text};
+use crate::models::files::load_tokenizer;
 use crate::tokenizer::{BpeOptions, BpeTokenizer, Kind, PreSplit, SpecialTokens, Tokenizer, display};
 use crate::{Error, Result};
 use clap::Subcommand;
@@ -42,7 +43,7 @@ enum Command {
     },
     /// Print the ids of a text (an argument, --file, or standard input)
     Encode {
-        /// A tokenizer.json or a folder with one
+        /// A tokenizer.json, a folder with one, a GGUF file, or llama2.c's tokenizer.bin
         #[arg(long)]
         tokenizer: PathBuf,
         /// Read the text from this file
@@ -52,7 +53,7 @@ enum Command {
     },
     /// Print the text of ids (arguments, or standard input separated by spaces)
     Decode {
-        /// A tokenizer.json or a folder with one
+        /// A tokenizer.json, a folder with one, a GGUF file, or llama2.c's tokenizer.bin
         #[arg(long)]
         tokenizer: PathBuf,
         /// Leave special tokens out
@@ -62,7 +63,7 @@ enum Command {
     },
     /// Describe a tokenizer
     Info {
-        /// A tokenizer.json or a folder with one
+        /// A tokenizer.json, a folder with one, a GGUF file, or llama2.c's tokenizer.bin
         tokenizer: PathBuf,
         /// List every token
         #[arg(long)]
@@ -92,11 +93,11 @@ pub fn run(args: Args, json: bool) -> Result<()> {
                 (None, Some(path)) => read_utf8(&path)?,
                 (None, None) => standard_input()?,
             };
-            encode(&Tokenizer::load(&tokenizer)?, &text, json)
+            encode(&load_tokenizer(&tokenizer)?, &text, json)
         }
         Command::Decode { tokenizer, skip_special, ids } => {
             let ids = if ids.is_empty() { parse_ids(&standard_input()?)? } else { ids };
-            let text = Tokenizer::load(&tokenizer)?.decode_with(&ids, skip_special)?;
+            let text = load_tokenizer(&tokenizer)?.decode_with(&ids, skip_special)?;
             if json {
                 println!("{}", json!({ "ids": ids, "text": text }));
             } else {
@@ -180,7 +181,7 @@ fn print_description(tokenizer: &Tokenizer) {
 }
 
 fn info(path: &Path, tokens: bool, json: bool) -> Result<()> {
-    let tokenizer = Tokenizer::load(path)?;
+    let tokenizer = load_tokenizer(path)?;
     // An id between two used ones may be free in a foreign vocabulary.
     let all = || (0..tokenizer.vocab_size() as u32).filter_map(|id| Some((id, token_text(&tokenizer, id).ok()?)));
     if json {

@@ -44,7 +44,7 @@ pub(super) struct Product<'a> {
     pub ldc: usize,
     pub epilogue: Epilogue<'a>,
     /// `a` is much larger than `b`, and k is contiguous in it: its rows are at most copied, never transposed, since too few columns follow
-    /// that would make up for it.
+    /// that would make up for it. `c` is f32, with neither `accumulate` nor epilogue, and the kernel's depth is 1.
     pub tall: bool,
 }
 
@@ -103,8 +103,6 @@ struct Slab<'a> {
     /// Whether the micro-kernel reads an operand where it is.
     a_direct: bool,
     b_direct: bool,
-    /// Whether rows of `a` are copied and widened as they lie.
-    a_copied: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -193,9 +191,7 @@ pub(super) fn run(product: &Product, kernel: &'static Kernel, parallel: bool) {
                 states,
                 a_direct: kernel.depth == 1 && a_direct(product, panels),
                 b_direct: kernel.depth == 1 && b_direct(product),
-                a_copied: false,
             };
-            slab.a_copied = product.tall && kernel.depth == 1 && !slab.a_direct;
             slab.cut();
             if slab.threads == 1 {
                 (0..slab.tasks).for_each(|task| slab.task(task));
@@ -231,14 +227,69 @@ impl Slab<'_> {
     }
 
     fn task(&self, task: usize) {
-        with_task_buffers(|buffers| self.rows_of(task, buffers));
+        let copied = self.product.tall && !self.a_direct;
+        with_task_buffers(|buffers| if copied { self.copied(task, buffers) } else { self.rows_of(task, buffers) });
+    }
+
+    /// The rows and the panels of a task.
+    fn part(&self, task: usize) -> (Range<usize>, Range<usize>) {
+        let (row_task, group) = (task % self.row_tasks, task / self.row_tasks);
+        let rows = row_task * self.rows..self.product.m.min((row_task + 1) * self.rows);
+        (rows, group * self.group..self.panels.min((group + 1) * self.group))
+    }
+
+    /// A task of a product with a tall `a` in 16 bits: a tile's rows of it, widened into L1, meet all panels before the next come, which
+    /// the memory brings meanwhile.
+    fn copied(&self, task: usize, buffers: &mut Buffers) {
+        let (p, kernel) = (self.product, self.kernel);
+        let Output::F32(c) = p.c else { unreachable!("tall products give f32") };
+        let (rows, panels) = self.part(task);
+        let tile_of = |row: usize| row..rows.end.min(row + kernel.rows);
+        for first in (0..p.k).step_by(self.block) {
+            let k = first..p.k.min(first + self.block);
+            let ld = k.len().next_multiple_of(LINE) + LINE;
+            for row in rows.clone().step_by(kernel.rows) {
+                let tile = tile_of(row);
+                let a = buffers.a.reserve(kernel.rows * ld);
+                for (i, row) in tile.clone().enumerate() {
+                    // SAFETY: the buffer holds the rows of a tile.
+                    let to = unsafe { std::slice::from_raw_parts_mut(a.add(i * ld), k.len()) };
+                    widen(p.a.data.tail(row * p.a.lane + k.start), to);
+                }
+                // What is read next: the same numbers of the next rows, or the first rows' next.
+                let (next, next_k) = if tile.end < rows.end {
+                    (tile_of(tile.end), k.clone())
+                } else {
+                    (tile_of(rows.start), k.end..p.k.min(k.end + self.block))
+                };
+                for (i, panel) in panels.clone().enumerate() {
+                    for row in next.clone().skip(i).step_by(panels.len()) {
+                        p.a.data.prefetch(row * p.a.lane + next_k.start, next_k.len());
+                    }
+                    let (b, b_step, columns) = self.panel(panel, &k);
+                    let vectors = columns.len().div_ceil(kernel.lanes);
+                    let tile_of_c = Tile {
+                        k: k.len(),
+                        a,
+                        a_row: ld,
+                        a_step: 1,
+                        b,
+                        b_step,
+                        c: c.wrapping_add(row * p.ldc + columns.start),
+                        ldc: p.ldc,
+                        columns: columns.len(),
+                        accumulate: first > 0,
+                    };
+                    // SAFETY: operands as the kernel wants them; the tile is in the result.
+                    unsafe { (kernel.table[tile.len() - 1][vectors - 1])(&tile_of_c) };
+                }
+            }
+        }
     }
 
     fn rows_of(&self, task: usize, buffers: &mut Buffers) {
         let p = self.product;
-        let (row_task, group) = (task % self.row_tasks, task / self.row_tasks);
-        let rows = row_task * self.rows..p.m.min((row_task + 1) * self.rows);
-        let panels = group * self.group..self.panels.min((group + 1) * self.group);
+        let (rows, panels) = self.part(task);
         let start = task % self.threads * panels.len() / self.threads;
         let kernel = self.kernel;
         for first in (0..p.k).step_by(self.block) {
@@ -250,16 +301,6 @@ impl Slab<'_> {
                 Matrix::F32(data) if self.a_direct => {
                     (data[rows.start * p.a.lane + k.start * p.a.k..].as_ptr(), p.a.lane, p.a.k)
                 }
-                _ if self.a_copied => {
-                    let ld = k.len().next_multiple_of(LINE) + LINE;
-                    let copy = buffers.a.reserve(rows.len() * ld);
-                    for (i, row) in rows.clone().enumerate() {
-                        // SAFETY: the buffer holds the rows.
-                        let to = unsafe { std::slice::from_raw_parts_mut(copy.add(i * ld), k.len()) };
-                        widen(p.a.data.tail(row * p.a.lane + k.start), to);
-                    }
-                    (copy.cast_const(), ld, 1)
-                }
                 _ => {
                     let packed = buffers.a.reserve(a.len());
                     // SAFETY: the operands cover the product, and the buffer the block.
@@ -268,7 +309,7 @@ impl Slab<'_> {
                 }
             };
             // from the first row of one tile to that of the next
-            let next_a = if self.a_direct || self.a_copied { kernel.rows * a_row } else { kernel.rows * steps };
+            let next_a = if self.a_direct { kernel.rows * a_row } else { kernel.rows * steps };
             for i in 0..panels.len() {
                 let panel = panels.start + (start + i) % panels.len();
                 let (b, b_step, columns) = self.panel(panel, &k);

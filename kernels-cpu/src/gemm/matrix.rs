@@ -2,6 +2,7 @@
 
 use crate::half;
 use crate::simd::{Isa, LANES, Lanes};
+use crate::stream::prefetch;
 
 /// A matrix that is read, in the format it is stored in.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,18 @@ impl<'a> Matrix<'a> {
             Matrix::F32(x) => Matrix::F32(&x[start..]),
             Matrix::Bf16(x) => Matrix::Bf16(&x[start..]),
             Matrix::F16(x) => Matrix::F16(&x[start..]),
+        }
+    }
+
+    /// Says that `count` elements from `start` on will be read soon.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, start: usize, count: usize) {
+        let (first, size) = match self {
+            Matrix::F32(x) => (x.as_ptr().cast::<u8>(), 4),
+            Matrix::Bf16(x) | Matrix::F16(x) => (x.as_ptr().cast(), 2),
+        };
+        for at in (size * start..size * (start + count)).step_by(64) {
+            prefetch(first.wrapping_add(at).cast());
         }
     }
 

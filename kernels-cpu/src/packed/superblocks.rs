@@ -9,11 +9,12 @@
 use super::activations::{BLOCK_WORDS, Groups, Quantised, groups, with_quantised};
 use super::lanes::{Kind, Plain, Tile};
 use super::layout::{TILE_ROWS, VECTOR};
-use super::tiles::{MOST, run};
+use super::tiles::{FEW, MOST, run};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
 use super::{BLOCK, Packing};
 use crate::blocks::{Format, dequantise_row, scales_and_minima};
+use crate::stream::{FAR, prefetch_far};
 use crate::threads::{SharedMut, par_rows, par_rows_mut};
 
 /// Numbers of a superblock.
@@ -354,6 +355,12 @@ unsafe fn sums<T: Tile, const E: usize, const M: usize>(t: &Task) {
                 _ => T::mul(T::load_f16(w.add(shape.d_at + 2 * TILE_ROWS)), T::splat(-1.0)),
             };
             for block in 0..LEN / BLOCK {
+                if M <= FEW {
+                    let share = shape.bytes.div_ceil(LEN / BLOCK);
+                    for line in (block * share..(block + 1) * share).step_by(VECTOR) {
+                        prefetch_far(w.wrapping_add(FAR + line));
+                    }
+                }
                 let mut block_sums = [T::splat(0.0); M];
                 for part in 0..groups {
                     let group = block * groups + part;

@@ -7,10 +7,13 @@ use super::layout::{Geometry, TILE_ROWS, VECTOR, levels};
 use super::x86::{Avx2, Avx512};
 use super::{Activations, Packing};
 use crate::blocks::Format;
+use crate::stream::{FAR, prefetch_far};
 use crate::threads::{SharedMut, par_rows};
 
 /// The most rows of x in a group.
 pub(super) const MOST: usize = 8;
+/// With up to so many rows of x, products are bound by reading the tiles.
+pub(super) const FEW: usize = 4;
 /// Columns whose products are summed apart where many share a scale: rounding errors grow with the number of such parts.
 const FOLD: usize = 64;
 
@@ -223,6 +226,9 @@ unsafe fn integer_sums<T: Tile, const BITS: usize, const M: usize>(t: &Task) {
                 let steps = (BLOCK_WORDS * BITS / 8).min(vectors);
                 for _ in 0..steps {
                     let codes = T::load(w);
+                    if M <= FEW {
+                        prefetch_far(w.wrapping_add(FAR));
+                    }
                     w = w.add(VECTOR);
                     if BITS == 8 {
                         for (i, dot) in dots.iter_mut().enumerate() {
@@ -247,6 +253,10 @@ unsafe fn integer_sums<T: Tile, const BITS: usize, const M: usize>(t: &Task) {
                 block += 1;
             }
             let scale = tile_scales::<T>(g, t.w, group);
+            if M <= FEW {
+                // Those of the next tile, which are not on the way of its codes.
+                prefetch_far(t.w.as_ptr().wrapping_add(g.bytes + g.scales_at + group * TILE_ROWS * g.scale));
+            }
             for (total, sum) in totals.iter_mut().zip(sums) {
                 *total = T::fma(sum, scale, *total);
             }
@@ -295,6 +305,9 @@ unsafe fn float_chains<T: Tile, const BITS: usize, const M: usize, const C: usiz
             let mut sums = [[T::splat(0.0); C]; M];
             while vector < end {
                 let codes = T::load(w);
+                if M <= FEW {
+                    prefetch_far(w.wrapping_add(FAR));
+                }
                 w = w.add(VECTOR);
                 macro_rules! steps {
                     ($($j:literal $values:expr),*) => {$(

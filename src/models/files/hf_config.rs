@@ -59,10 +59,19 @@ impl Architecture {
         let by_class = Self::ALL.into_iter().find(|a| names.contains(&a.class()));
         // Folders of the bare model, without a head's class, have only a type.
         let by_type = Self::ALL.into_iter().find(|a| names.is_empty() && config["model_type"] == a.model_type());
-        by_class.or(by_type).ok_or_else(|| {
+        let found = by_class.or(by_type).ok_or_else(|| {
             let found = if names.is_empty() { config["model_type"].to_string() } else { names.join(", ") };
             Error::Checkpoint(format!("{file}: architectures = {found} is not supported; known are {}", known()))
-        })
+        })?;
+        // `transformers` goes by one or the other, according to how it is called.
+        match config["model_type"].as_str() {
+            Some(other) if other != found.model_type() => Err(Error::Checkpoint(format!(
+                "{file}: architectures says {}, model_type {other}: they contradict each other (that class has model_type {})",
+                found.class(),
+                found.model_type()
+            ))),
+            _ => Ok(found),
+        }
     }
 }
 

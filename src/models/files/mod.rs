@@ -84,14 +84,17 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<ModelFile> {
 }
 
 /// A tokenizer that is given by itself: a folder, a `tokenizer.json`, a GGUF file, or llama2.c's `tokenizer.bin`.
-fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
+///
+/// # Errors
+/// A file that cannot be read, is none of these, or contradicts itself.
+pub fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
     let name = path.display().to_string();
     if path.is_dir() {
         let whole = path.join(crate::tokenizer::TOKENIZER_JSON).is_file();
         return if whole { Tokenizer::from_folder(path) } else { Tokenizer::load(path) };
     }
     let mut head = [0; 4];
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let (file, _) = formats::open_regular(path)?;
     let read = file.take(4).read(&mut head).map_err(|e| Error::io(path, e))?;
     match head {
         formats::gguf::MAGIC => {
@@ -150,7 +153,7 @@ pub fn detect(path: &Path) -> Result<FileFormat> {
         return Ok(if own { FileFormat::Checkpoint } else { FileFormat::HuggingFace });
     }
     let mut head = Vec::new();
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let (file, _) = formats::open_regular(path)?;
     file.take(64).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
     match head[..] {
         [b'G', b'G', b'U', b'F', ..] => Ok(FileFormat::Gguf),

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 use std::collections::BTreeMap;
 
 /// Tokens of a text that one run reads. A plan is made for each length when it is first needed.
-const SEGMENTS: [usize; 5] = [1, 4, 16, 64, 256];
+const SEGMENTS: [usize; 6] = [1, 4, 16, 64, 128, 256];
 
 /// What a run is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -447,7 +447,9 @@ mod tests {
         assert_eq!(runs(1, 256), [1]);
         assert_eq!(runs(3, 256), [4]);
         assert_eq!(runs(60, 256), [64]);
-        assert_eq!(runs(130, 256), [64, 64, 1, 1]);
+        assert_eq!(runs(130, 256), [128, 1, 1]);
+        assert_eq!(runs(100, 256), [128]);
+        assert_eq!(runs(95, 256), [64, 16, 16]);
         assert_eq!(runs(600, 256), [256, 256, 64, 16, 4, 4]);
         assert_eq!(runs(70, 16), [16, 16, 16, 16, 4, 1, 1]);
         assert_eq!(runs(2, 1), [1, 1]);
