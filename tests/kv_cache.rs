@@ -8,7 +8,7 @@ use lynx_gpu::device::{Device, Executable, Store};
 use lynx_gpu::graph::Plan;
 use lynx_gpu::infer::{NextToken, most_likely};
 use lynx_gpu::models::session::graphs;
-use lynx_gpu::models::session::kept::{Keeping, Wants};
+use lynx_gpu::models::session::kept::{Keeping, Wants, WhenFull};
 use lynx_gpu::models::{LanguageModel, Session, setup};
 use lynx_gpu::nn::{CacheShape, PLACE, POSITIONS, Parameter, StoredMatrices};
 use lynx_gpu::tensor::{DType, HostTensor, TensorType};
@@ -388,7 +388,7 @@ fn the_bytes_of_a_cache_are_those_of_the_formula() {
         for (storage, element, scale) in [(DType::F32, 4, 0), (DType::F16, 2, 0), (DType::I8, 1, 4)] {
             for texts in [1, 4] {
                 let mut session = session(&ModelConfig::Llama(model(kv_heads, window, period)), &Device::Cpu);
-                session.keep(Keeping { context: Some(90), storage, off: false }).unwrap();
+                session.keep(Keeping { context: Some(90), storage, ..Keeping::default() }).unwrap();
                 session.begin(texts).unwrap();
                 session.advance_texts(&vec![vec![1, 2, 3]; texts]).unwrap();
                 // A window of 10 has room for what one run adds: at most 64 tokens, the longest segment below 90.
@@ -418,7 +418,7 @@ fn keys_and_values_in_f16_and_int8_move_logits_by_their_rounding() {
         let text = random(80, 12);
         let read = |storage: DType| -> Vec<Vec<f32>> {
             let mut session = session(&config, &Device::Cpu);
-            session.keep(Keeping { context: None, storage, off: false }).unwrap();
+            session.keep(Keeping { storage, ..Keeping::default() }).unwrap();
             let mut rows = session.advance_each(&text[..50]).unwrap();
             rows.extend(text[50..].iter().map(|id| session.advance(&[*id]).unwrap()));
             rows
@@ -501,6 +501,55 @@ fn of_a_prompt_that_is_too_long_the_newest_tokens_are_read_with_a_cache_as_witho
         let off = worst(&a.advance(&text).unwrap(), &b.next_logits(&text).unwrap());
         assert!(off <= 2e-5, "{length} tokens: {off}");
     }
+}
+
+#[test]
+fn a_full_cache_that_shall_not_forget_refuses_what_does_not_fit() {
+    use lynx_gpu::infer::{Finish, Options, Sampling, batch, continue_text, speculative};
+    let config = llama(48);
+    let stop = |context: usize| {
+        let mut session = session(&config, &Device::Cpu);
+        session.keep(Keeping { context: Some(context), when_full: WhenFull::Stop, ..Keeping::default() }).unwrap();
+        session
+    };
+    let text = random(49, 3);
+    let (mut full, mut forgetful) = (stop(40), session(&config, &Device::Cpu));
+    full.advance(&text[..30]).unwrap();
+    assert_eq!((full.room(), full.position()), (10, 30));
+    for more in [11, 19] {
+        let refused = [
+            full.advance(&text[30..30 + more]).map(|_| ()),
+            full.advance_each(&text[30..30 + more]).map(|_| ()),
+            full.advance_greedy(&text[30..30 + more]).map(|_| ()),
+        ];
+        for refused in refused {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.contains("context of 40 tokens is full") && message.contains("30 are read"), "{message}");
+        }
+    }
+    // What was refused changed nothing, and what fits goes on as ever.
+    forgetful.advance(&text[..30]).unwrap();
+    let off = worst(&full.advance(&text[30..40]).unwrap(), &forgetful.advance(&text[30..40]).unwrap());
+    assert!(off <= 1e-6 && full.room() == 0, "{off}");
+    full.rewind(35).unwrap();
+    assert_eq!(full.room(), 5);
+
+    // Texts end where there is no room: the last token is not read any more.
+    let options = Options { ignore_ends: true, ..Options::new(100, Sampling::greedy()) };
+    full.restart().unwrap();
+    let plain = continue_text(&mut full, &text[..30], &options, &mut |_| true).unwrap();
+    assert_eq!((plain.tokens.len(), plain.finish.clone()), (11, Finish::Length));
+    forgetful.restart().unwrap();
+    let longer = continue_text(&mut forgetful, &text[..30], &options, &mut |_| true).unwrap();
+    assert_eq!(plain.tokens[..], longer.tokens[..11]);
+    full.restart().unwrap();
+    let draft = speculative::Draft::Text { longest: 2 };
+    let (drafted, _) = speculative::continue_text(&mut full, draft, &text[..30], &options, 4, &mut |_| true).unwrap();
+    assert_eq!(drafted.tokens, plain.tokens);
+    let prompts = [text[..30].to_vec(), text[..12].to_vec()];
+    let texts = batch(&mut full, &prompts, &options, 2, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(texts[0].tokens, plain.tokens);
+    assert!(continue_text(&mut stop(20), &text[..21], &options, &mut |_| true).is_err());
 }
 
 /// R^2 of the least-squares line through the points.

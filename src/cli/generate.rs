@@ -3,7 +3,7 @@
 mod prompts;
 mod show;
 
-use super::model::{Found, ModelArgs, ModelOptions};
+use super::model::{Found, FullContext, ModelArgs, ModelOptions};
 use super::report::emit;
 use super::sampling::SamplingArgs;
 use crate::data::files::check_writable;
@@ -126,7 +126,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let device = opening.device()?;
     let draft = draft.map(|draft| draft_session(opening, &draft, device.clone())).transpose()?;
     let session = opening.session(&found, device)?;
-    if session.carries().is_err() && ids.len() > session.context() {
+    if session.room() == u64::MAX && session.carries().is_err() && ids.len() > session.context() {
         eprintln!("[the model sees the newest {} of {} tokens]", session.context(), ids.len());
     }
     let step = found.step();
@@ -163,7 +163,8 @@ struct Sample {
 /// A draft keeps no more than its own context has.
 fn draft_session(opening: &ModelOptions, draft: &Found, device: Device) -> Result<Session> {
     let context = opening.context.map(|context| context.min(draft.context()));
-    let opening = ModelOptions { context, ..opening.clone() };
+    // Where the text ends is for the other model to say.
+    let opening = ModelOptions { context, when_full: FullContext::Forget, ..opening.clone() };
     opening.session(draft, device).map_err(|e| match e {
         Error::Config(what) => Error::Config(format!("--draft: {what}")),
         other => other,
@@ -302,6 +303,9 @@ impl Continuing<'_> {
         match self.args.tokens {
             0 => eprintln!("[{prompt} on {device}]"),
             _ => eprintln!("[{made} tokens, {rate:.1} tokens/s on {device}; {prompt}]"),
+        }
+        if self.session.room() == 0 && made < self.args.tokens {
+            eprintln!("[the context of {} tokens is full]", self.session.context());
         }
         if let Some(a) = speculation {
             eprintln!(

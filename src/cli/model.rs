@@ -4,7 +4,7 @@ use super::checkpoint::{Opened, newest_run};
 use crate::device::{Device, choose};
 use crate::models::files::{self, FileFormat, ModelFile, OpenOptions};
 use crate::models::session::Storing;
-use crate::models::session::kept::Keeping;
+use crate::models::session::kept::{Keeping, WhenFull};
 use crate::models::{Session, setup};
 use crate::ops::packed::Activations;
 use crate::ops::workloads::workloads;
@@ -19,6 +19,13 @@ pub enum CacheType {
     F32,
     F16,
     Int8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum FullContext {
+    #[default]
+    Forget,
+    Stop,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -58,6 +65,9 @@ pub struct ModelOptions {
     /// Keep no keys and values: read the whole text again for every token
     #[arg(long)]
     pub no_cache: bool,
+    /// When the context is full: give up the beginning of the text (what is kept is then read again), or end the text
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT", conflicts_with = "no_cache")]
+    pub when_full: FullContext,
     /// What products with weights of 8-bit or 4-bit integers do with their other operand
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub activations: ActivationType,
@@ -122,11 +132,15 @@ impl ModelOptions {
             CacheType::F16 => DType::F16,
             CacheType::Int8 => DType::I8,
         };
-        let wanted = Keeping { context: self.context, storage, off: self.no_cache };
+        let when_full = match self.when_full {
+            FullContext::Forget => WhenFull::Forget,
+            FullContext::Stop => WhenFull::Stop,
+        };
+        let wanted = Keeping { context: self.context, storage, off: self.no_cache, when_full };
         if wanted != session.keeping() {
             if !session.model().keeps() {
                 return Err(Error::Config(
-                    "--context, --cache-type and --no-cache are for models that keep keys and values (gpt and llama)"
+                    "--context, --cache-type, --no-cache and --when-full are for models that keep keys and values (gpt and llama)"
                         .into(),
                 ));
             }

@@ -52,6 +52,14 @@ fn models_are_converted_and_described() {
     assert_eq!(written["architecture"], "llama");
     assert_eq!(std::fs::metadata(dir.join("again.gguf")).unwrap().len(), written["bytes"].as_u64().unwrap());
 
+    // A tokenizer is found in whatever has one.
+    let text = "naïve words";
+    let ids = good(dir, &["tokenizer", "encode", "--tokenizer", "llama", text]);
+    assert_eq!(good(dir, &["tokenizer", "encode", "--tokenizer", "m.gguf", text]), ids);
+    let decode = ["tokenizer", "decode", "--tokenizer", "m.gguf"];
+    assert_eq!(good(dir, &[&decode[..], &ids.split_whitespace().collect::<Vec<_>>()].concat()).trim_end(), text);
+    assert!(good(dir, &["tokenizer", "info", "m.gguf"]).contains("315"));
+
     bad(dir, &["convert", "llama", "m.gguf"], 7, "--force");
     good(dir, &["convert", "llama", "m.gguf", "--force"]);
     bad(dir, &["convert", "llama", "x.gguf", "--type", "q9"], 2, "q8_0");

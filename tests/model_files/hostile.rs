@@ -56,6 +56,8 @@ fn a_configuration_that_cannot_be_is_refused_by_its_key() {
         ("llama", "rms_norm_eps", json!(0.0), "rms_norm_eps = 0.0"),
         ("llama", "hidden_act", json!("relu"), "hidden_act = \"relu\""),
         ("llama", "architectures", json!(["MixtralForCausalLM"]), "MixtralForCausalLM"),
+        ("llama", "architectures", json!(["MistralForCausalLM"]), "contradict each other"),
+        ("llama", "model_type", json!("qwen3"), "contradict each other"),
         ("llama", "quantization_config", json!({ "bits": 4 }), "quantization_config"),
         ("llama", "partial_rotary_factor", json!(0.5), "partial_rotary_factor = 0.5"),
         ("llama", "rope_parameters", longrope, "rope_parameters.rope_type = \"longrope\""),
@@ -169,6 +171,12 @@ fn what_is_no_model_is_told_what_models_are() {
     }
     assert!(refusal(dir.path()).contains("config.json"));
     assert!(matches!(files::open(&dir.path().join("absent")), Err(Error::Io { .. })));
+    #[cfg(unix)]
+    {
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(refusal(&pipe).contains("not a regular file"));
+    }
 }
 
 /// The llama fixture as GGUF with its metadata and list of tensors changed.

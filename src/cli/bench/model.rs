@@ -40,6 +40,7 @@ pub fn run(path: &Path, device: String, (prompt, generate): (usize, usize), args
         context: args.context,
         cache_type: args.cache_type,
         no_cache: false,
+        when_full: Default::default(),
         activations: args.activations,
         widen: args.widen,
     };

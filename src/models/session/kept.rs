@@ -21,6 +21,16 @@ pub enum Wants {
     Each,
 }
 
+/// What happens when a text has no room for its next token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenFull {
+    /// Its beginning is given up: the newest three quarters of a context are read again.
+    #[default]
+    Forget,
+    /// It ends; reading more is an error.
+    Stop,
+}
+
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keeping {
@@ -30,6 +40,7 @@ pub struct Keeping {
     pub storage: DType,
     /// Nothing is kept: every token has the whole text read again.
     pub off: bool,
+    pub when_full: WhenFull,
 }
 
 impl Keeping {
@@ -39,7 +50,7 @@ impl Keeping {
 
 impl Default for Keeping {
     fn default() -> Self {
-        Keeping { context: None, storage: DType::F32, off: false }
+        Keeping { context: None, storage: DType::F32, off: false, when_full: WhenFull::Forget }
     }
 }
 
@@ -151,9 +162,9 @@ impl Session {
         self.kept.texts.first().map_or(0, |t| t.dropped + t.tokens.len() as u64)
     }
 
-    /// Tokens that the only text has room for before its beginning is given up.
+    /// Tokens that every text has room for.
     pub(super) fn kept_room(&self) -> usize {
-        self.kept_context() - self.kept.texts.first().map_or(0, |t| t.tokens.len())
+        self.kept_context() - self.kept.texts.iter().map(|t| t.tokens.len()).max().unwrap_or(0)
     }
 
     fn kept_plan(&mut self, tokens: usize, wants: Wants) -> Result<&mut Ready> {
@@ -254,9 +265,20 @@ impl Session {
         }
     }
 
+    /// Refuses `new` tokens for which a text that shall not forget has no room.
+    fn check_room(&self, b: usize, new: usize) -> Result<()> {
+        let (capacity, have) = (self.kept_context(), self.kept.texts[b].tokens.len());
+        if self.kept.keeping.when_full == WhenFull::Stop && have + new > capacity {
+            return Err(Error::Data(format!(
+                "the context of {capacity} tokens is full: {have} are read, {new} more do not fit; give it a longer one (--context)"
+            )));
+        }
+        Ok(())
+    }
+
     /// The tokens to read so that `new` follow what text `b` has: where the context would be full, the newest three quarters of one, which
     /// are then read again.
-    fn room(&mut self, b: usize, new: &[u32]) -> Vec<u32> {
+    fn make_room(&mut self, b: usize, new: &[u32]) -> Vec<u32> {
         let capacity = self.kept_context();
         let text = &mut self.kept.texts[b];
         if text.tokens.len() + new.len() <= capacity {
@@ -286,7 +308,8 @@ impl Session {
             return Err(Error::Config(format!("tokens for {} texts where {have} are read side by side", tokens.len())));
         }
         tokens.iter().try_for_each(|t| self.check_known(t))?;
-        let new: Vec<Vec<u32>> = tokens.iter().enumerate().map(|(b, t)| self.room(b, t)).collect();
+        tokens.iter().enumerate().try_for_each(|(b, t)| self.check_room(b, t.len()))?;
+        let new: Vec<Vec<u32>> = tokens.iter().enumerate().map(|(b, t)| self.make_room(b, t)).collect();
         let longest = self.cache_shape().longest;
         let mut rest: Vec<&[u32]> = new.iter().map(Vec::as_slice).collect();
         while let Some(most) = rest.iter().map(|r| r.len()).max().filter(|n| *n > 0) {
@@ -347,7 +370,8 @@ impl Session {
             self.begin_kept(1)?;
         }
         self.check_known(tokens)?;
-        let new = self.room(0, tokens);
+        self.check_room(0, tokens.len())?;
+        let new = self.make_room(0, tokens);
         if new.len() < tokens.len() {
             let (most, have) = (new.len(), tokens.len());
             return Err(Error::Config(format!(

@@ -2,6 +2,7 @@
 //! (`carried`), or by reading the newest tokens again each time.
 
 use super::carried::SEGMENTS;
+use super::kept::WhenFull;
 use super::{Ready, Session, graphs};
 use crate::graph::Plan;
 use crate::infer::{NextToken, most_likely};
@@ -77,6 +78,13 @@ impl NextToken for Session {
 
     fn position(&self) -> u64 {
         Session::position(self)
+    }
+
+    fn room(&self) -> u64 {
+        match self.keeps() && self.kept.keeping.when_full == WhenFull::Stop {
+            true => self.kept_room() as u64,
+            false => u64::MAX,
+        }
     }
 
     fn at_once(&self) -> u64 {
