@@ -2,7 +2,7 @@
 //! run of the plan for one token. Several texts can be read side by side.
 
 use super::{Ready, Session, graphs};
-use crate::device::{CallTime, Work};
+use crate::device::{CallTime, Device, Work};
 use crate::graph::Plan;
 use crate::nn::{CacheShape, PLACE, POSITIONS};
 use crate::tensor::{DType, HostTensor, TensorType};
@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 
 /// Tokens of a text that one run reads. A plan is made for each length when it is first needed.
 const SEGMENTS: [usize; 6] = [1, 4, 16, 64, 128, 256];
+
+/// The longest on the CPU, where longer ones read no faster and need more memory.
+const LONGEST_ON_CPU: usize = 128;
 
 /// What a run is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,7 +142,8 @@ impl Session {
 
     fn cache_shape(&mut self) -> CacheShape {
         let capacity = self.kept_context();
-        let longest = SEGMENTS.into_iter().rev().find(|s| *s <= capacity).unwrap_or(1);
+        let most = if matches!(self.device(), Device::Gpu(_)) { capacity } else { capacity.min(LONGEST_ON_CPU) };
+        let longest = SEGMENTS.into_iter().rev().find(|s| *s <= most).unwrap_or(1);
         let texts = self.kept.texts.len().max(1);
         let storage = self.kept.keeping.storage;
         *self.kept.shape.get_or_insert(CacheShape { texts, capacity, longest, storage })
@@ -213,7 +217,8 @@ impl Session {
     /// Makes the plan for runs of `tokens` tokens, so that the first text does not wait for it.
     pub fn prepare_kept(&mut self, tokens: usize) -> Result<()> {
         if self.keeps() {
-            self.kept_plan(next_segment(tokens, SEGMENTS[SEGMENTS.len() - 1]), Wants::Last)?;
+            let longest = self.cache_shape().longest;
+            self.kept_plan(next_segment(tokens, longest), Wants::Last)?;
         }
         Ok(())
     }
