@@ -39,6 +39,9 @@ pub struct Args {
     /// Of a run: the last checkpoint instead of the best
     #[arg(long)]
     last: bool,
+    /// Every line of the text is a text of its own: for models that were trained on rows
+    #[arg(long)]
+    lines: bool,
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
@@ -49,7 +52,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let file = files::open_with(&args.model, &options)?;
     file.notes.iter().for_each(|note| eprintln!("note: {note}"));
     let device = choose::choose(&args.device, workloads)?.device;
-    let reading = Reading { tokens: args.ctx, chunks: args.chunks };
+    let reading = Reading { tokens: args.ctx, chunks: args.chunks, lines: args.lines };
     let read = read_calibration(&file, file.weights.as_ref(), device, &args.text, reading, Moment::Squares)?;
     let matrices = imatrix::write(&args.output, &file.config, &read)?;
     if json {

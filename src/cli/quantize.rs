@@ -66,6 +66,9 @@ pub struct Args {
     /// Of a run: the last checkpoint instead of the best
     #[arg(long)]
     last: bool,
+    /// Every line of the texts that are read and scored is a text of its own: for models that were trained on rows
+    #[arg(long)]
+    lines: bool,
     #[command(flatten)]
     pareto: pareto::Args,
 }
@@ -122,7 +125,7 @@ impl Args {
     }
 
     fn reading(&self) -> Reading {
-        Reading { tokens: self.ctx, chunks: self.chunks }
+        Reading { tokens: self.ctx, chunks: self.chunks, lines: self.lines }
     }
 
     fn device(&self) -> Result<Device> {

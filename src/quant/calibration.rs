@@ -1,6 +1,7 @@
 //! Reading a calibration text.
 
 use super::model::Calibration;
+use crate::evals::perplexity::lines;
 use crate::models::Session;
 use crate::models::session::observe::Moment;
 use crate::tokenizer::Tokenizer;
@@ -12,11 +13,13 @@ pub struct Reading {
     /// Tokens of a chunk; less where the model's context or the text is shorter.
     pub tokens: usize,
     pub chunks: usize,
+    /// Every line of the text is a text of its own: its tokens stand between those that texts begin and end with.
+    pub lines: bool,
 }
 
 impl Default for Reading {
     fn default() -> Self {
-        Reading { tokens: 512, chunks: 32 }
+        Reading { tokens: 512, chunks: 32, lines: false }
     }
 }
 
@@ -25,8 +28,8 @@ impl Default for Reading {
 /// # Errors
 /// A text that the tokenizer cannot take, or of less than two tokens.
 pub fn chunks(tokenizer: &Tokenizer, context: usize, text: &str, reading: Reading) -> Result<Vec<Vec<u32>>> {
-    let bos = tokenizer.start_id();
-    let tokens = tokenizer.encode_whole(text)?;
+    let bos = tokenizer.start_id().filter(|_| !reading.lines);
+    let tokens = if reading.lines { lines(tokenizer, text)?.concat() } else { tokenizer.encode_whole(text)? };
     let length = reading.tokens.min(context).min(tokens.len());
     if length < 2 || reading.chunks == 0 {
         let have = tokens.len();

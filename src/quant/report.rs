@@ -85,11 +85,8 @@ pub fn markdown(s: &Sweep) -> String {
     let _ = writeln!(out, "    {}\n", s.command);
     if let Some(first) = s.points.first() {
         let p = &first.perplexity;
-        let _ = writeln!(
-            out,
-            "Perplexity by llama.cpp's protocol: {} (SHA-256 {}), {} chunks of {} tokens, {} tokens scored.",
-            s.text, s.text_sha256, p.chunks, p.n_ctx, p.scored
-        );
+        let protocol = if p.lines { "of every line as a text of its own" } else { "by llama.cpp's protocol" };
+        let _ = writeln!(out, "Perplexity {protocol}: {} (SHA-256 {}), {}.", s.text, s.text_sha256, p.extent());
     }
     match &s.calibration {
         Some(read) => {

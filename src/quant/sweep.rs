@@ -5,7 +5,7 @@ use super::scheme::{Recipe, Role, Scheme};
 use super::symmetric::Clip;
 use crate::config::ModelConfig;
 use crate::device::Device;
-use crate::evals::perplexity::{Perplexity, perplexity};
+use crate::evals::perplexity::{Perplexity, Text};
 use crate::infer::NextToken;
 use crate::models::session::Storing;
 use crate::models::weights::WeightSource;
@@ -47,14 +47,6 @@ pub struct Subject<'a> {
     pub clip: Option<Clip>,
     pub keep_head: bool,
     pub pure: bool,
-}
-
-/// A text that is scored.
-pub struct Text<'a> {
-    pub tokens: &'a [u32],
-    pub bos: Option<u32>,
-    pub n_ctx: usize,
-    pub chunks: Option<usize>,
 }
 
 /// How tokens per second are measured: in turn, `rounds` times, so that what slows the machine slows every scheme.
@@ -106,15 +98,11 @@ impl Subject<'_> {
     }
 }
 
-fn score(session: &mut Session, text: &Text) -> Result<Perplexity> {
-    perplexity(session, text.tokens, text.bos, text.n_ctx, text.chunks, &mut |_, _| true)
-}
-
 /// Measures every scheme. The first has to be f32, which the others are compared with; `calibration` is needed for those that learn.
 /// `after` hears every scheme.
 ///
 /// # Errors
-/// As quantising, loading, and [`perplexity`].
+/// As quantising, loading, and [`Text::score`].
 pub fn sweep(
     subject: &Subject,
     schemes: &[Scheme],
@@ -131,7 +119,7 @@ pub fn sweep(
     for scheme in schemes {
         let quantised = subject.quantised(&subject.recipe(*scheme), learned(*scheme, calibration))?;
         let mut session = subject.session(&quantised)?;
-        let result = score(&mut session, text)?;
+        let result = text.score(&mut session, &mut |_, _| true)?;
         let base = points.first().map_or(result.perplexity, |p| p.perplexity.perplexity);
         points.push(Point {
             scheme: scheme.name(),
@@ -163,7 +151,7 @@ fn learned(scheme: Scheme, calibration: Option<&Calibration>) -> Option<&Calibra
 
 /// Tokens per second of every session in every round. The first round is thrown away.
 fn rates(sessions: &mut [Session], text: &Text, timing: Timing) -> Result<Vec<Vec<f64>>> {
-    let prompt = &text.tokens[..timing.prompt.clamp(1, text.tokens.len())];
+    let prompt = &text.beginning(timing.prompt.max(1));
     let mut rounds = vec![];
     for _ in 0..=timing.rounds.max(1) {
         let mut round = vec![];
@@ -232,7 +220,7 @@ pub fn sensitivity(
     after: &mut dyn FnMut(&str),
 ) -> Result<(Perplexity, Vec<Sensitivity>)> {
     let recipe = |only: Option<Vec<String>>| Recipe { only, ..subject.recipe(scheme) };
-    let base = score(&mut subject.session(subject.weights.as_ref())?, text)?;
+    let base = text.score(&mut subject.session(subject.weights.as_ref())?, &mut |_, _| true)?;
     let mut parts: Vec<(String, Vec<String>, u64)> = vec![];
     for (p, role) in roles(setup::model(subject.config)?.as_ref())? {
         let columns = p.shape.last().copied().unwrap_or(1);
@@ -259,7 +247,7 @@ pub fn sensitivity(
     for (part, names, numbers) in parts {
         let weights = names.len();
         let quantised = subject.quantised(&recipe(Some(names)), learned(scheme, calibration))?;
-        let result = score(&mut subject.session(&quantised)?, text)?;
+        let result = text.score(&mut subject.session(&quantised)?, &mut |_, _| true)?;
         after(&part);
         let change = result.perplexity / base.perplexity - 1.0;
         rows.push(Sensitivity { part, weights, numbers, perplexity: result.perplexity, change });
@@ -280,7 +268,8 @@ mod tests {
     use super::*;
 
     fn point(bytes: u64, perplexity: f64) -> Point {
-        let result = Perplexity { perplexity, error: 0.0, loss: 0.0, n_ctx: 8, chunks: 2, scored: 6, tokens: 16 };
+        let result =
+            Perplexity { perplexity, error: 0.0, loss: 0.0, n_ctx: 8, chunks: 2, lines: false, scored: 6, tokens: 16 };
         Point {
             scheme: String::new(),
             bytes,

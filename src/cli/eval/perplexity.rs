@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::cli::model::ModelArgs;
 use crate::cli::report;
-use crate::evals::perplexity::perplexity;
+use crate::evals::perplexity::{Text, lines};
 use crate::train::files::read_text;
 use serde_json::json;
 use std::io::{IsTerminal, Write};
@@ -20,9 +20,12 @@ pub struct Args {
     /// Tokens of a chunk; the second half of every chunk is scored
     #[arg(long, default_value_t = 512, value_name = "N")]
     ctx: usize,
-    /// The first chunks only
+    /// The first chunks (or lines) only
     #[arg(long, value_name = "N")]
     chunks: Option<usize>,
+    /// Score every line as a text of its own, whole: for models that were trained on rows
+    #[arg(long, conflicts_with = "ctx")]
+    lines: bool,
 }
 
 pub fn run(args: Args, json: bool) -> Result<()> {
@@ -30,9 +33,15 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let (path, found) = args.model.find()?;
     found.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let tokenizer = found.tokenizer();
-    let bos = tokenizer.start_id();
-    // As in llama.cpp: names of control tokens are text like any other, and the end of the last line is none.
-    let tokens = tokenizer.encode_whole(text.strip_suffix('\n').unwrap_or(&text))?;
+    let scored = if args.lines {
+        let mut rows = lines(tokenizer, &text)?;
+        rows.truncate(args.chunks.unwrap_or(usize::MAX));
+        Text::Lines(rows)
+    } else {
+        // As in llama.cpp: names of control tokens are text like any other, and the end of the last line is none.
+        let tokens = tokenizer.encode_whole(text.strip_suffix('\n').unwrap_or(&text))?;
+        Text::Chunks { tokens, bos: tokenizer.start_id(), n_ctx: args.ctx, chunks: args.chunks }
+    };
     let device = args.model.options.device()?;
     let mut session = args.model.options.session(&found, device)?;
     let begun = Instant::now();
@@ -46,7 +55,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         }
         true
     };
-    let result = perplexity(&mut session, &tokens, bos, args.ctx, args.chunks, &mut after)?;
+    let result = scored.score(&mut session, &mut after)?;
     if terminal {
         eprint!("\r{:40}\r", "");
     }
@@ -58,13 +67,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
             "weight_bytes": session.weight_bytes(), "result": result,
         }));
     }
-    println!(
-        "{}: {} chunks of {} tokens, {} scored, {seconds:.1} s on {device}",
-        path.display(),
-        result.chunks,
-        result.n_ctx,
-        result.scored
-    );
+    println!("{}: {}, {seconds:.1} s on {device}", path.display(), result.extent());
     println!("PPL = {:.4} +/- {:.5}", result.perplexity, result.error);
     Ok(())
 }

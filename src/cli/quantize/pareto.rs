@@ -3,6 +3,7 @@
 use super::{Progress, calibrate};
 use crate::cli::report::emit;
 use crate::data::files::{check_folder_writable, pretty, sha256_hex};
+use crate::evals::perplexity::{Text, lines};
 use crate::models::files::ModelFile;
 use crate::models::session::observe::Moment;
 use crate::models::setup;
@@ -11,7 +12,7 @@ use crate::quant::chart::{Against, svg};
 use crate::quant::model::Calibration;
 use crate::quant::report::{Sensitivities, Sweep, markdown, sensitivity_table, table};
 use crate::quant::scheme::{Recipe, Scheme};
-use crate::quant::sweep::{MORE, Part, SEVEN, Subject, Text, Timing, sensitivity, sweep};
+use crate::quant::sweep::{MORE, Part, SEVEN, Subject, Timing, sensitivity, sweep};
 use crate::train::files::{read_text, write_atomic};
 use crate::{Error, Result};
 use kernels_cpu::blocks::Format;
@@ -34,7 +35,7 @@ pub struct Args {
     /// Folder for results.json, REPORT.md and the pictures
     #[arg(long, value_name = "DIR", requires = "pareto")]
     out: Option<PathBuf>,
-    /// Chunks of the text that are scored (default: all)
+    /// Chunks (with --lines: lines) of the text that are scored (default: all)
     #[arg(long, value_name = "N", requires = "pareto")]
     text_chunks: Option<usize>,
     /// Quantise one part at a time too, by --to (default: int4-g64), and sort the parts by what that costs
@@ -87,13 +88,15 @@ pub fn run(args: &super::Args, file: ModelFile, recipe: Option<Recipe>, json: bo
         Some(path) => (Some((read_text(path)?, path.display().to_string())), whole.as_str()),
         None if learns => {
             let half = whole.len() / 2;
-            let middle = (half..whole.len()).find(|at| whole.is_char_boundary(*at)).unwrap_or(whole.len());
+            let between = |at: &usize| match args.lines {
+                true => whole.as_bytes()[at - 1] == b'\n',
+                false => whole.is_char_boundary(*at),
+            };
+            let middle = (half.max(1)..whole.len()).find(between).unwrap_or(whole.len());
             (Some((whole[..middle].to_string(), format!("the first half of {about}"))), &whole[middle..])
         }
         None => (None, whole.as_str()),
     };
-    let bos = tokenizer.start_id();
-    let tokens = tokenizer.encode_whole(scored)?;
     let subject = Subject {
         config: &file.config,
         tokenizer,
@@ -104,7 +107,14 @@ pub fn run(args: &super::Args, file: ModelFile, recipe: Option<Recipe>, json: bo
         pure: args.pure,
     };
     let context = file.config.context();
-    let text = Text { tokens: &tokens, bos, n_ctx: args.ctx.min(context), chunks: own.text_chunks };
+    let text = if args.lines {
+        let mut rows = lines(tokenizer, scored)?;
+        rows.truncate(own.text_chunks.unwrap_or(usize::MAX));
+        Text::Lines(rows)
+    } else {
+        let (tokens, bos) = (tokenizer.encode_whole(scored)?, tokenizer.start_id());
+        Text::Chunks { tokens, bos, n_ctx: args.ctx.min(context), chunks: own.text_chunks }
+    };
     let progress = Progress::new(true);
     let calibration: Option<Calibration> = match learned.filter(|_| learns) {
         Some((text, about)) => {
