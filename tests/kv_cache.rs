@@ -538,7 +538,7 @@ fn a_full_cache_that_shall_not_forget_refuses_what_does_not_fit() {
     let options = Options { ignore_ends: true, ..Options::new(100, Sampling::greedy()) };
     full.restart().unwrap();
     let plain = continue_text(&mut full, &text[..30], &options, &mut |_| true).unwrap();
-    assert_eq!((plain.tokens.len(), plain.finish.clone()), (11, Finish::Length));
+    assert_eq!((plain.tokens.len(), plain.finish), (11, Finish::Length));
     forgetful.restart().unwrap();
     let longer = continue_text(&mut forgetful, &text[..30], &options, &mut |_| true).unwrap();
     assert_eq!(plain.tokens[..], longer.tokens[..11]);

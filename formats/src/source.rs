@@ -2,8 +2,9 @@
 
 use crate::{Error, Result};
 use memmap2::Mmap;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The bytes of one file, and the name that messages give it.
 #[derive(Debug)]
@@ -14,8 +15,24 @@ pub struct Source {
 
 #[derive(Debug)]
 enum Backing {
-    Mapped { map: Mmap, file: std::fs::File },
+    Mapped { map: Arc<Mmap>, file: std::fs::File },
     Owned(Vec<u8>),
+}
+
+/// A part of a mapped file, which stays mapped as long as this lives. Pages come into memory when they are touched. The condition of
+/// [`Source::open`] holds as long.
+#[derive(Clone, Debug)]
+pub struct MappedBytes {
+    map: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl Deref for MappedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
 }
 
 /// Opens a file to read, with its length.
@@ -53,7 +70,7 @@ impl Source {
         }
         // SAFETY: the map is only read. That no other program writes the file meanwhile is the documented condition of use.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        Ok(Source { name, backing: Backing::Mapped { map, file } })
+        Ok(Source { name, backing: Backing::Mapped { map: Arc::new(map), file } })
     }
 
     /// Bytes in memory, called `name` in messages.
@@ -71,6 +88,13 @@ impl Source {
             Backing::Mapped { map, .. } => map,
             Backing::Owned(bytes) => bytes,
         }
+    }
+
+    /// `length` bytes from `offset` on where they lie in the file; none where it is not mapped, or does not have them.
+    pub fn mapped(&self, offset: u64, length: u64) -> Option<MappedBytes> {
+        let Backing::Mapped { map, .. } = &self.backing else { return None };
+        let range = usize::try_from(offset).ok()?..usize::try_from(offset.checked_add(length)?).ok()?;
+        (range.end <= map.len()).then(|| MappedBytes { map: map.clone(), range })
     }
 
     /// Copies the bytes from `offset` on into `into`, by a positioned read where there is a file.

@@ -4,6 +4,7 @@ use super::kernel::Operand;
 use super::{CallTime, CpuCall, Executable, Home, Memory, Place, Store, Work};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
+use formats::MappedBytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,14 +44,21 @@ impl Drop for Block {
     }
 }
 
-/// Memory of one tensor, aligned to a cache line.
+/// What keeps the memory of a buffer.
+#[derive(Debug)]
+enum Owner {
+    Block(Arc<Block>),
+    /// Read-only.
+    File(#[allow(dead_code, reason = "keeps the file mapped")] MappedBytes),
+}
+
+/// Memory of one tensor: aligned to a cache line, or where it lies in a file, aligned to a word.
 #[derive(Debug)]
 pub struct Buffer {
-    /// Inside `block`.
+    /// Inside what `owner` keeps.
     ptr: *mut u8,
     bytes: usize,
-    #[allow(dead_code, reason = "keeps the memory")]
-    block: Arc<Block>,
+    owner: Owner,
 }
 
 // SAFETY: as for `Block`.
@@ -86,18 +94,31 @@ impl Buffer {
             // SAFETY: the block is larger than all of them by `align`.
             let ptr = unsafe { block.start.add(at) };
             at += bytes.next_multiple_of(LINE);
-            Buffer { ptr, bytes, block: block.clone() }
+            Buffer { ptr, bytes, owner: Owner::Block(block.clone()) }
         });
         Ok(buffers.collect())
+    }
+
+    /// What lies in a file, to be read only; none where it begins within a word.
+    pub fn mapped(bytes: MappedBytes) -> Option<Self> {
+        let aligned = bytes.as_ptr().addr().is_multiple_of(size_of::<u32>());
+        aligned.then(|| Buffer { ptr: bytes.as_ptr().cast_mut(), bytes: bytes.len(), owner: Owner::File(bytes) })
+    }
+
+    /// Whether it may be written.
+    pub fn is_writable(&self) -> bool {
+        matches!(self.owner, Owner::Block(_))
     }
 
     /// Says that all of its block will be written: memory comes in huge pages then, which makes reading it some percent faster.
     pub fn expect_whole(&self) {
         #[cfg(target_os = "linux")]
-        if self.block.layout.size() >= LARGE {
+        if let Owner::Block(block) = &self.owner
+            && block.layout.size() >= LARGE
+        {
             const PAGE: usize = 4096;
-            let from = self.block.start as usize / PAGE * PAGE;
-            let length = self.block.start as usize + self.block.layout.size() - from;
+            let from = block.start as usize / PAGE * PAGE;
+            let length = block.start as usize + block.layout.size() - from;
             // SAFETY: advice changes no content, and pages at the ends belong to this process's heap like the rest.
             unsafe { libc::madvise(from as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
         }
@@ -109,8 +130,12 @@ impl Buffer {
     }
     /// # Safety
     /// No other reference into the buffer may be alive.
+    ///
+    /// # Panics
+    /// If it may not be written.
     #[allow(clippy::mut_from_ref, reason = "the executor rules out other references")]
     pub unsafe fn bytes_mut(&self) -> &mut [u8] {
+        assert!(self.is_writable(), "a buffer in a file is only read");
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
     }
     pub fn as_ptr(&self) -> *mut u8 {
@@ -118,8 +143,11 @@ impl Buffer {
     }
     /// # Safety
     /// No other reference into the buffer may be alive.
+    ///
+    /// # Panics
+    /// If it may not be written, or is shorter.
     pub unsafe fn write(&self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.bytes);
+        assert!(self.is_writable() && bytes.len() <= self.bytes);
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr, bytes.len()) }
     }
 }
@@ -151,6 +179,13 @@ impl Runner {
                     Arc::new(m)
                 }
             });
+        }
+        let written = work.calls.iter().flat_map(|c| &c.outputs).chain(work.copies.iter().map(|(_, to)| to));
+        for place in written {
+            if !buffers[place.buffer].is_writable() {
+                let home = &work.buffers[place.buffer].home;
+                return Err(Error::Graph(format!("{home:?} lies in a file that is only read, and would be written")));
+            }
         }
         let operand = |p: &Place| Operand { ty: p.ty.clone(), ptr: buffers[p.buffer].ptr };
         let calls = work
@@ -250,5 +285,48 @@ mod tests {
         // The run that warms up counts too.
         let sum = store.read("sum").unwrap();
         assert!(sum.as_f32().unwrap().iter().all(|v| (v - 4.0 / 300.0).abs() < 1e-8));
+    }
+
+    #[test]
+    fn a_variable_in_a_file_is_read_where_it_lies_and_never_written() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let numbers: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        std::fs::write(file.path(), [&[0u8; 4], bytemuck::cast_slice::<f32, u8>(&numbers)].concat()).unwrap();
+        let source = formats::Source::open(file.path()).unwrap();
+        let bytes = |at, length| source.mapped(at, length).unwrap();
+        assert!(source.mapped(4, 49).is_none() && source.mapped(u64::MAX, 2).is_none());
+        let ty = TensorType::f32(&[4, 3]);
+        let mut store = Store::new(&Device::Cpu);
+        assert!(store.declare_mapped("table", &ty, bytes(4, 44)).is_err());
+        assert!(!store.declare_mapped("table", &ty, bytes(3, 48)).unwrap());
+        assert!(!Store::new(&Device::Reference).declare_mapped("table", &ty, bytes(4, 48)).unwrap());
+        assert!(store.declare_mapped("table", &ty, bytes(4, 48)).unwrap());
+        drop(source);
+
+        let look_up = |update: bool| {
+            let mut g = Graph::new();
+            let ids = g.input("ids", TensorType::i32(&[2]));
+            let table = g.variable("table", Role::State, ty.clone()).unwrap();
+            let rows = g.embedding(table, ids).unwrap();
+            g.output("rows", rows);
+            if update {
+                let twice = g.add(table, table).unwrap();
+                g.update(table, twice).unwrap();
+            }
+            Plan::new(&g).unwrap()
+        };
+        let mut run = look_up(false).prepare(&mut store).unwrap();
+        run.write_input("ids", &HostTensor::i32(&[2], vec![3, 1])).unwrap();
+        run.run().unwrap();
+        assert_eq!(run.read_output("rows").unwrap().as_f32().unwrap(), [9.0, 10.0, 11.0, 3.0, 4.0, 5.0]);
+        let refused = [
+            look_up(true).prepare(&mut store).map(|_| ()),
+            store.write("table", &HostTensor::f32(&[4, 3], vec![0.0; 12])),
+            store.fill("table", |_| Ok(())),
+        ];
+        for refused in refused {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.contains("table") && message.contains("only read"), "{message}");
+        }
     }
 }

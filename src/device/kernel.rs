@@ -73,7 +73,7 @@ impl CpuCall {
         let o = &self.inputs[i];
         assert_eq!(std::mem::size_of::<T>(), o.ty.dtype.bytes(), "operand {i} is {}", o.ty);
         assert!(self.outputs.iter().all(|out| out.ptr != o.ptr), "operand {i} is written in place: use `input_ptr`");
-        // SAFETY: the executor allocated `ty.bytes()` bytes, aligned to 64; tensors start at their buffer's first byte, so no
+        // SAFETY: the executor has `ty.bytes()` bytes, aligned to a word at least; tensors start at their buffer's first byte, so no
         // output overlaps them when none has the same address.
         unsafe { std::slice::from_raw_parts(o.ptr.cast(), o.ty.elements()) }
     }

@@ -16,6 +16,7 @@ pub use work::{BufferSpec, Call, Cost, Home, Place, Work};
 
 use crate::tensor::{HostTensor, TensorType};
 use crate::{Error, Result};
+use formats::MappedBytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -121,6 +122,10 @@ pub(crate) enum Memory {
     Gpu(wgpu::Buffer),
 }
 
+fn lies_in_a_file(name: &str) -> Error {
+    Error::Graph(format!("variable '{name}' lies in a file that is only read"))
+}
+
 impl Store {
     pub fn new(device: &Device) -> Self {
         Store { device: device.clone(), variables: BTreeMap::new() }
@@ -141,6 +146,24 @@ impl Store {
         };
         self.variables.insert(name.into(), Variable { ty: ty.clone(), memory });
         Ok(())
+    }
+
+    /// A variable whose bytes stay where they lie in a file. It cannot be written. False, and no variable, on other devices than the CPU, or
+    /// where they begin or end within a word.
+    ///
+    /// # Errors
+    /// A variable of that name, or bytes of another number than the type has.
+    pub fn declare_mapped(&mut self, name: &str, ty: &TensorType, bytes: MappedBytes) -> Result<bool> {
+        if self.variables.contains_key(name) || bytes.len() != ty.elements() * ty.dtype.bytes() {
+            return Err(Error::Graph(format!("variable '{name}' ({ty}) cannot lie in a file: {} bytes", bytes.len())));
+        }
+        let buffer = match self.device {
+            Device::Cpu if bytes.len() as u64 == ty.bytes() => cpu::Buffer::mapped(bytes),
+            _ => None,
+        };
+        let Some(buffer) = buffer else { return Ok(false) };
+        self.variables.insert(name.into(), Variable { ty: ty.clone(), memory: Memory::Cpu(Arc::new(buffer)) });
+        Ok(true)
     }
 
     /// [`Store::declare`] for variables that will be written whole and read together, such as the weights of a model.
@@ -174,6 +197,7 @@ impl Store {
         }
         match (&v.memory, &self.device) {
             (Memory::Reference(m), _) => m.set(value.to_f64()),
+            (Memory::Cpu(m), _) if !m.is_writable() => return Err(lies_in_a_file(name)),
             // SAFETY: executables only touch the memory inside `run`, which cannot overlap this call on one thread.
             (Memory::Cpu(m), _) => unsafe { m.write(&value.to_bytes()) },
             (Memory::Gpu(m), Device::Gpu(context)) => context.write(m, &value.to_bytes())?,
@@ -186,6 +210,9 @@ impl Store {
     pub fn fill(&mut self, name: &str, f: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
         let v = self.get(name)?;
         if let Memory::Cpu(m) = &v.memory {
+            if !m.is_writable() {
+                return Err(lies_in_a_file(name));
+            }
             // SAFETY: executables only touch the memory inside `run`, which cannot overlap this call on one thread.
             return f(unsafe { m.bytes_mut() });
         }

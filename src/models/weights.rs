@@ -1,6 +1,7 @@
 //! Where a model's weights come from: a file of another program, or a checkpoint of ours.
 
 use crate::{Error, Result};
+use formats::MappedBytes;
 use kernels_cpu::blocks::Format;
 use std::ops::Range;
 
@@ -52,6 +53,12 @@ pub trait WeightSource {
         self.read(name, &mut whole)?;
         into.copy_from_slice(&whole[rows.start * row..rows.end * row]);
         Ok(())
+    }
+
+    /// The bytes that `read` would give where they lie in a mapped file, if they lie there just so.
+    fn mapped(&self, name: &str) -> Option<MappedBytes> {
+        let _ = name;
+        None
     }
 
     /// What messages call it: a path.

@@ -24,6 +24,7 @@ impl Builder {
     /// x W^T with the matrix `leaf` of the current scope.
     fn product(&mut self, leaf: &str, x: Value, shape: [usize; 2], init: Init) -> Result<Value> {
         let (w, stored) = self.matrix(leaf, shape, init)?;
+        self.multiplied.insert(self.graph.path(leaf));
         if let Some(observed) = &mut self.observed {
             observed.push((self.graph.path(leaf), x));
         }

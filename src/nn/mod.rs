@@ -18,7 +18,7 @@ use crate::ops::packed::{Activations, Packing};
 use crate::tensor::{DType, HostTensor, TensorType};
 use crate::{Error, Result};
 use kernels_cpu::philox;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Where a weight starts.
@@ -112,6 +112,8 @@ pub struct Builder {
     pub stored: StoredMatrices,
     /// Names of the matrices that may be: those that only products and look-ups read.
     pub matrices: Vec<String>,
+    /// Those of them that products read.
+    pub multiplied: BTreeSet<String>,
     /// Every product's matrix and what it was multiplied with, where somebody wants to know (`Some`).
     pub observed: Option<Vec<(String, Value)>>,
 }

@@ -1,8 +1,17 @@
 //! Folders of `transformers` give its logits here.
 
 use crate::common::{WHOLE, devices, every, fixture, golden, worst};
+use formats::MappedBytes;
+use kernels_cpu::blocks::Format;
 use lynx_gpu::device::Device;
+use lynx_gpu::infer::NextToken;
 use lynx_gpu::models::files;
+use lynx_gpu::models::files::write::{Target, WriteOptions, write};
+use lynx_gpu::models::session::Storing;
+use lynx_gpu::models::weights::{StoredWeight, WeightSource};
+use lynx_gpu::models::{Session, setup};
+use std::cell::RefCell;
+use std::ops::Range;
 
 #[test]
 fn logits_are_those_of_transformers() {
@@ -15,6 +24,66 @@ fn logits_are_those_of_transformers() {
             let worst = worst(&model, device.clone(), &ids, &expected);
             eprintln!("{name} on {}: {worst:.2e}", device.name());
             assert!(worst < 1e-4, "{name} on {}: logits differ by {worst:.2e} of the largest", device.name());
+        }
+    }
+}
+
+/// A model's weights, and which of them were taken where they lie, if that is allowed.
+struct Watched<'a> {
+    weights: &'a dyn WeightSource,
+    allowed: bool,
+    taken: RefCell<Vec<String>>,
+}
+
+impl WeightSource for Watched<'_> {
+    fn find(&self, name: &str) -> Option<StoredWeight> {
+        self.weights.find(name)
+    }
+    fn read(&self, name: &str, into: &mut [u8]) -> lynx_gpu::Result<()> {
+        self.weights.read(name, into)
+    }
+    fn read_rows(&self, name: &str, rows: Range<usize>, into: &mut [u8]) -> lynx_gpu::Result<()> {
+        self.weights.read_rows(name, rows, into)
+    }
+    fn mapped(&self, name: &str) -> Option<MappedBytes> {
+        let bytes = self.weights.mapped(name).filter(|_| self.allowed)?;
+        self.taken.borrow_mut().push(name.into());
+        Some(bytes)
+    }
+    fn origin(&self) -> String {
+        self.weights.origin()
+    }
+}
+
+#[test]
+fn tables_that_are_only_looked_up_stay_in_their_file_and_give_the_same_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, tables) in [("llama", 1), ("gemma", 0), ("gpt2", 0)] {
+        let folder = fixture(name, dir.path());
+        let (ids, _) = golden(name);
+        for format in [None, Some(Format::F32), Some(Format::F16), Some(Format::Bf16), Some(Format::Q8_0)] {
+            let path = match format {
+                None => folder.clone(),
+                Some(format) => {
+                    let path = dir.path().join(format!("{name}-{format}.gguf"));
+                    let options = WriteOptions { format: Some(format), force: true };
+                    write(&files::open(&folder).unwrap(), &path, Target::Gguf, &options).unwrap();
+                    path
+                }
+            };
+            let file = files::open(&path).unwrap();
+            let mut logits = Vec::new();
+            for allowed in [true, false] {
+                let watched = Watched { weights: file.weights.as_ref(), allowed, taken: RefCell::default() };
+                let model = setup::model(&file.config).unwrap();
+                let storing = Storing::default();
+                let mut session =
+                    Session::for_weights(model, file.tokenizer.clone(), Device::Cpu, &watched, storing).unwrap();
+                let taken = watched.taken.into_inner();
+                assert!(!allowed || taken.len() == tables, "{name} {format:?}: {taken:?}");
+                logits.push(session.next_logits(&ids).unwrap());
+            }
+            assert_eq!(logits[0], logits[1], "{name} {format:?}");
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::config::ModelConfig;
 use crate::models::weights::StoredWeight;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
-use formats::Source;
 use formats::gguf::File;
+use formats::{MappedBytes, Source};
 use std::path::Path;
 
 struct GgufTensors {
@@ -35,6 +35,12 @@ impl Tensors for GgufTensors {
         let tensor = self.file.tensor(name)?;
         super::links::check_range(&self.origin(), name, at, into.len(), tensor.byte_len())?;
         Ok(self.source.read_at(tensor.offset() + at, into)?)
+    }
+
+    fn mapped(&self, name: &str, at: u64, length: u64) -> Option<MappedBytes> {
+        let tensor = self.file.tensor(name).ok()?;
+        let fits = at.checked_add(length)? <= tensor.byte_len();
+        fits.then(|| self.source.mapped(tensor.offset() + at, length))?
     }
 
     fn origin(&self) -> String {

@@ -4,6 +4,7 @@ use super::numbers::{to_f32, vector_format};
 use crate::config::RopeLayout;
 use crate::models::weights::{StoredWeight, WeightSource};
 use crate::{Error, Result};
+use formats::MappedBytes;
 use kernels_cpu::blocks::Format;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -20,6 +21,12 @@ pub(crate) trait Tensors {
 
     /// Fills `into` with the tensor's bytes from `at` on, by a positioned read.
     fn read_at(&self, name: &str, at: u64, into: &mut [u8]) -> Result<()>;
+
+    /// `length` of the tensor's bytes from `at` on where they lie in the mapped file.
+    fn mapped(&self, name: &str, at: u64, length: u64) -> Option<MappedBytes> {
+        let _ = (name, at, length);
+        None
+    }
 
     /// What messages call it: a path.
     fn origin(&self) -> String;
@@ -193,6 +200,19 @@ impl<T: Tensors> WeightSource for LinkedWeights<T> {
             return self.read_columns(place, rows, into);
         }
         self.tensors.read_at(&link.stored, (place.before + rows.start) as u64 * row as u64, into)
+    }
+
+    fn mapped(&self, name: &str) -> Option<MappedBytes> {
+        let place = self.places.get(name)?;
+        let (weight, link) = (&place.weight, &self.links[place.link]);
+        let turned = link.parts.iter().any(|p| p.ours == name && p.turned_heads > 0);
+        // Vectors may be widened, these are put into another order.
+        if weight.shape.len() < 2 || link.transposed || turned {
+            return None;
+        }
+        let row = weight.format.row_bytes(weight.rows().1).ok()?;
+        let (at, length) = (place.before.checked_mul(row)?, weight.bytes().ok()?);
+        self.tensors.mapped(&link.stored, at as u64, length as u64)
     }
 
     fn origin(&self) -> String {

@@ -3,8 +3,8 @@
 use super::links::Tensors;
 use crate::models::weights::StoredWeight;
 use crate::{Error, Result};
-use formats::Source;
 use formats::safetensors::Model;
+use formats::{MappedBytes, Source};
 use std::path::Path;
 
 pub(crate) struct SafetensorsModel {
@@ -44,6 +44,12 @@ impl Tensors for SafetensorsModel {
         let tensor = self.model.tensor(name)?;
         super::links::check_range(&self.origin(), name, at, into.len(), tensor.byte_len())?;
         Ok(self.sources[tensor.shard()].read_at(tensor.offset() + at, into)?)
+    }
+
+    fn mapped(&self, name: &str, at: u64, length: u64) -> Option<MappedBytes> {
+        let tensor = self.model.tensor(name).ok()?;
+        let fits = at.checked_add(length)? <= tensor.byte_len();
+        fits.then(|| self.sources[tensor.shard()].mapped(tensor.offset() + at, length))?
     }
 
     fn origin(&self) -> String {

@@ -11,6 +11,7 @@ use crate::ops::packed::{Activations, Layout, Packing};
 use crate::tensor::{DType, TensorType};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
+use formats::MappedBytes;
 use kernels_cpu::blocks::Format;
 use kernels_cpu::packed::{self, TILE_ROWS};
 use std::collections::BTreeMap;
@@ -48,26 +49,42 @@ fn find(source: &dyn WeightSource, p: &Parameter) -> Result<StoredWeight> {
     Ok(found)
 }
 
-/// How each matrix of the model will be stored.
+/// How the matrices of a model will be stored.
+struct Matrices {
+    stored: StoredMatrices,
+    /// Those that are only looked up, and are used as they lie in the file: a text needs few of their rows.
+    mapped: BTreeMap<String, MappedBytes>,
+}
+
 fn matrices(
     model: &dyn LanguageModel,
     source: &dyn WeightSource,
     storing: Storing,
     device: &Device,
-) -> Result<StoredMatrices> {
+) -> Result<Matrices> {
     let mut b = Builder::default();
     let tokens = b.tokens("tokens", &[1, 1]);
     let hidden = model.hidden(&mut b, tokens)?;
     let width = b.graph.shape(hidden)[2];
     let flat = b.graph.reshape(hidden, &[1, width])?;
     model.head(&mut b, flat)?;
-    let mut stored = BTreeMap::new();
+    let (mut stored, mut mapped) = (BTreeMap::new(), BTreeMap::new());
     for p in b.parameters.iter().filter(|p| b.matrices.contains(&p.name)) {
         let found = find(source, p)?;
-        if storing.widened || found.format == Format::F32 {
+        let plain = found.format == Format::F32;
+        let bytes = match device {
+            Device::Cpu if !b.multiplied.contains(&p.name) && (plain || !storing.widened) => source.mapped(&p.name),
+            _ => None,
+        };
+        // Numbers in the order of this machine's words.
+        let bytes = bytes.filter(|_| !plain || cfg!(target_endian = "little"));
+        let lies_there = bytes.is_some();
+        mapped.extend(bytes.map(|bytes| (p.name.clone(), bytes)));
+        if storing.widened || plain {
             continue;
         }
         let packing = match (device, storing.activations) {
+            _ if lies_there => Packing::new(found.format, Layout::Rows, p.shape[0], p.shape[1]),
             (Device::Gpu(_), _) | (_, Activations::F32) => Packing::fastest(found.format, p.shape[0], p.shape[1]),
             (_, Activations::Int8) => Packing::fastest_for_int8(found.format, p.shape[0], p.shape[1]),
         };
@@ -77,7 +94,7 @@ fn matrices(
         let activations = if integers { storing.activations } else { Activations::F32 };
         stored.insert(p.name.clone(), Stored { packing, activations });
     }
-    Ok(Arc::new(stored))
+    Ok(Matrices { stored: Arc::new(stored), mapped })
 }
 
 /// Reads the rows of a weight in slabs of a multiple of `unit` rows: `take` gets the number of the first row and the slab's bytes.
@@ -136,7 +153,8 @@ fn pack(source: &dyn WeightSource, name: &str, found: &StoredWeight, packing: &P
 
 impl Session {
     /// A session to evaluate and generate with the weights of `source`. They are read one at a time, so that loading needs little more
-    /// memory than they do.
+    /// memory than they do. Tables that are only looked up stay in their file where that is possible: what is never looked up takes no
+    /// memory, and the file must not be shortened meanwhile.
     ///
     /// # Errors
     /// A weight that is missing, has another shape, or cannot be read; a tokenizer with more tokens than the model.
@@ -147,7 +165,7 @@ impl Session {
         source: &dyn WeightSource,
         storing: Storing,
     ) -> Result<Self> {
-        let stored = matrices(model.as_ref(), source, storing, &device)?;
+        let Matrices { stored, mut mapped } = matrices(model.as_ref(), source, storing, &device)?;
         let parameters = model.parameters()?;
         let training = Step { shape: (1, model.context()), accumulation: 1, precision: Precision::F32, budget: None };
         let mut session = Session::empty(
@@ -162,10 +180,20 @@ impl Session {
             Some(Stored { packing, .. }) => TensorType::new(DType::I8, &[packing.bytes()]),
             None => TensorType::f32(&p.shape),
         };
-        let variables: Vec<_> = parameters.iter().map(|p| (p.name.clone(), kept(p))).collect();
         let found: Vec<_> = parameters.iter().map(|p| find(source, p)).collect::<Result<_>>()?;
-        session.store.declare_together(&variables)?;
+        let (mut read, mut variables) = (Vec::new(), Vec::new());
         for (p, found) in parameters.iter().zip(&found) {
+            let lies_there = match mapped.remove(&p.name) {
+                Some(bytes) => session.store.declare_mapped(&p.name, &kept(p), bytes)?,
+                None => false,
+            };
+            if !lies_there {
+                read.push((p, found));
+                variables.push((p.name.clone(), kept(p)));
+            }
+        }
+        session.store.declare_together(&variables)?;
+        for (p, found) in read {
             session.store.fill(&p.name, |into| match stored.get(&p.name) {
                 Some(Stored { packing, .. }) => pack(source, &p.name, found, packing, into),
                 None => widen(source, &p.name, found, into),
