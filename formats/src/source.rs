@@ -27,6 +27,13 @@ pub struct MappedBytes {
     range: Range<usize>,
 }
 
+impl MappedBytes {
+    /// As [`Source::release`].
+    pub fn release(&self) {
+        release(&self.map, self.range.clone());
+    }
+}
+
 impl Deref for MappedBytes {
     type Target = [u8];
 
@@ -94,7 +101,13 @@ impl Source {
     pub fn mapped(&self, offset: u64, length: u64) -> Option<MappedBytes> {
         let Backing::Mapped { map, .. } = &self.backing else { return None };
         let range = usize::try_from(offset).ok()?..usize::try_from(offset.checked_add(length)?).ok()?;
-        (range.end <= map.len()).then(|| MappedBytes { map: map.clone(), range })
+        if range.end > map.len() {
+            return None;
+        }
+        // Where files lie in huge pages, one row would bring 2 MiB. A refusal changes nothing.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(memmap2::Advice::NoHugePage, range.start, range.len());
+        Some(MappedBytes { map: map.clone(), range })
     }
 
     /// Copies the bytes from `offset` on into `into`, by a positioned read where there is a file.
@@ -118,23 +131,22 @@ impl Source {
 
     /// Tells the system that pages of the map are not needed for now: they leave this process's memory and are read again if touched.
     pub fn release(&self, range: Range<u64>) {
-        #[cfg(unix)]
         if let Backing::Mapped { map, .. } = &self.backing {
-            let end = range.end.min(map.len() as u64);
-            if range.start < end {
-                // SAFETY: the map is shared and read-only, so dropped pages come back with the same bytes. A refusal changes nothing.
-                let _ = unsafe {
-                    map.unchecked_advise_range(
-                        memmap2::UncheckedAdvice::DontNeed,
-                        range.start as usize,
-                        (end - range.start) as usize,
-                    )
-                };
-            }
+            let length = map.len() as u64;
+            release(map, range.start.min(length) as usize..range.end.min(length) as usize);
         }
-        #[cfg(not(unix))]
-        let _ = range;
     }
+}
+
+/// The part of [`Source::release`] for one map.
+fn release(map: &Mmap, range: Range<usize>) {
+    #[cfg(unix)]
+    if !range.is_empty() {
+        // SAFETY: the map is shared and read-only, so dropped pages come back with the same bytes. A refusal changes nothing.
+        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
 
 #[cfg(unix)]

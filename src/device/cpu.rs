@@ -49,7 +49,7 @@ impl Drop for Block {
 enum Owner {
     Block(Arc<Block>),
     /// Read-only.
-    File(#[allow(dead_code, reason = "keeps the file mapped")] MappedBytes),
+    File(MappedBytes),
 }
 
 /// Memory of one tensor: aligned to a cache line, or where it lies in a file, aligned to a word.
@@ -108,6 +108,13 @@ impl Buffer {
     /// Whether it may be written.
     pub fn is_writable(&self) -> bool {
         matches!(self.owner, Owner::Block(_))
+    }
+
+    /// Gives back the memory of what lies in a file; it comes again when it is touched.
+    fn release(&self) {
+        if let Owner::File(bytes) = &self.owner {
+            bytes.release();
+        }
     }
 
     /// Says that all of its block will be written: memory comes in huge pages then, which makes reading it some percent faster.
@@ -212,6 +219,8 @@ impl Runner {
             // SAFETY: distinct buffers, no operator is running.
             unsafe { self.buffers[to.buffer].write(&self.buffers[from.buffer].bytes()[..from.ty.bytes() as usize]) };
         }
+        // A row that was looked up brought its neighbours' pages: after some hundred tokens that is the whole table.
+        self.buffers.iter().for_each(|b| b.release());
         Ok(())
     }
 }

@@ -71,8 +71,8 @@ impl Encoder<'_> {
             if symbol.length == 0 {
                 continue;
             }
-            match self.spm.ids.get(symbol.of(unit)) {
-                Some(&id) => self.ids.push(id),
+            match self.spm.id(symbol.of(unit)) {
+                Some(id) => self.ids.push(id),
                 None => self.bytes(symbol.of(unit))?,
             }
         }
@@ -167,7 +167,7 @@ impl Symbols {
             return;
         }
         let joined = Symbol { length: bytes, ..l };
-        if let Some(&id) = spm.ids.get(joined.of(unit)) {
+        if let Some(id) = spm.id(joined.of(unit)) {
             self.queue.push((ordered(spm.pieces[id as usize].score), Reverse(left), right, bytes));
         }
     }

@@ -18,9 +18,10 @@ impl SpmTokenizer {
     /// These are the merges that the `transformers` library derives from a SentencePiece file.
     fn merges(&self) -> Vec<(u32, u32)> {
         let mut found: Vec<(f32, u32, u32, u32)> = Vec::new();
-        for (text, &id) in &self.ids {
+        for id in self.ids.iter() {
+            let text = &self.pieces[id as usize].text;
             for (at, _) in text.char_indices().skip(1) {
-                if let (Some(&left), Some(&right)) = (self.ids.get(&text[..at]), self.ids.get(&text[at..])) {
+                if let (Some(left), Some(right)) = (self.id(&text[..at]), self.id(&text[at..])) {
                     found.push((self.pieces[id as usize].score, id, left, right));
                 }
             }

@@ -15,7 +15,8 @@ mod tests;
 use super::roles::Roles;
 use crate::{Error, Result};
 use aho_corasick::{AhoCorasick, MatchKind};
-use std::collections::HashMap;
+use hashbrown::HashTable;
+use std::hash::{BuildHasher, RandomState};
 
 /// What stands for a space in SentencePiece's files.
 pub const SPACE_MARK: char = '\u{2581}';
@@ -74,7 +75,7 @@ pub struct SpmOptions {
 pub struct SpmTokenizer {
     pieces: Vec<Piece>,
     /// Ids of the pieces that characters are joined to.
-    ids: HashMap<String, u32>,
+    ids: Ids,
     /// Bytes of the longest of them.
     longest: usize,
     /// No piece has a space after something else: what spaces begin can be encoded word by word.
@@ -87,6 +88,32 @@ pub struct SpmTokenizer {
     plain: Option<Matcher>,
     options: SpmOptions,
     roles: Roles,
+}
+
+/// Ids by the text of their pieces. The texts are those of the pieces: kept twice, a vocabulary would take half as much memory again.
+#[derive(Clone, Debug)]
+struct Ids {
+    table: HashTable<u32>,
+    hasher: RandomState,
+}
+
+impl Ids {
+    fn with_capacity(pieces: usize) -> Self {
+        Self { table: HashTable::with_capacity(pieces), hasher: RandomState::new() }
+    }
+
+    fn get(&self, text: &str, pieces: &[Piece]) -> Option<u32> {
+        self.table.find(self.hasher.hash_one(text), |&id| pieces[id as usize].text == text).copied()
+    }
+
+    fn insert(&mut self, id: u32, pieces: &[Piece]) {
+        let hash = |id: u32| self.hasher.hash_one(&pieces[id as usize].text);
+        self.table.insert_unique(hash(id), id, |&id| hash(id));
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.table.iter().copied()
+    }
 }
 
 /// Finds tokens that are written out in a text, leftmost first, the longest of those that begin at one place.
@@ -125,9 +152,10 @@ impl SpmTokenizer {
         if u32::try_from(pieces.len()).is_err() {
             return Err(Error::Data(format!("{} pieces are more than ids can count", pieces.len())));
         }
-        let mut ids: HashMap<String, u32> = HashMap::with_capacity(pieces.len());
+        let mut ids = Ids::with_capacity(pieces.len());
         let mut bytes = vec![None; 256];
-        for (id, piece) in (0u32..).zip(&mut pieces) {
+        for id in 0..pieces.len() as u32 {
+            let piece = &pieces[id as usize];
             let named = || format!("piece {id} '{}'", super::display(piece.text.as_bytes()));
             if piece.score.is_nan() {
                 return Err(Error::Data(format!("{}: its score is not a number", named())));
@@ -138,15 +166,16 @@ impl SpmTokenizer {
                 }
                 // Some converters call bytes normal pieces; what looks like a byte is one (llama.cpp looks at the text only).
                 (PieceKind::Byte | PieceKind::Normal, Some(byte)) => {
-                    piece.kind = PieceKind::Byte;
                     if let Some(first) = bytes[usize::from(byte)].replace(id) {
                         return Err(Error::Data(format!("pieces {first} and {id} are both the byte 0x{byte:02X}")));
                     }
+                    pieces[id as usize].kind = PieceKind::Byte;
                 }
                 (PieceKind::Normal | PieceKind::Unused, None) if !piece.text.is_empty() => {
-                    if let Some(first) = ids.insert(piece.text.clone(), id) {
+                    if let Some(first) = ids.get(&piece.text, &pieces) {
                         return Err(Error::Data(format!("{} has the same text as piece {first}", named())));
                     }
+                    ids.insert(id, &pieces);
                 }
                 _ => {}
             }
@@ -160,13 +189,19 @@ impl SpmTokenizer {
             )));
         }
         let unknown = (0u32..).zip(&pieces).find(|(_, p)| p.kind == PieceKind::Unknown).map(|(id, _)| id);
-        let longest = ids.keys().map(String::len).max().unwrap_or(0);
-        let words = !ids.keys().any(|text| text.trim_start_matches(' ').contains(' '));
+        let texts = || ids.iter().map(|id| pieces[id as usize].text.as_str());
+        let longest = texts().map(str::len).max().unwrap_or(0);
+        let words = !texts().any(|text| text.trim_start_matches(' ').contains(' '));
         let not_text = |kind| matches!(kind, PieceKind::Control | PieceKind::Unknown);
         let marked = Matcher::new(&pieces, |p| not_text(p.kind) || p.kind == PieceKind::UserDefined)?;
         let plain = Matcher::new(&pieces, |p| p.kind == PieceKind::UserDefined)?;
         let unknown = roles.unk.or(unknown);
         Ok(Self { pieces, ids, longest, words, bytes, unknown, marked, plain, options, roles })
+    }
+
+    /// The piece that characters are joined to.
+    fn id(&self, text: &str) -> Option<u32> {
+        self.ids.get(text, &self.pieces)
     }
 
     pub fn vocab_size(&self) -> usize {
