@@ -17,4 +17,4 @@ pub mod safetensors;
 mod source;
 
 pub use error::{Error, Result};
-pub use source::{MappedBytes, Source, open_regular};
+pub use source::{FilePart, Source, open_regular};

@@ -2,7 +2,8 @@
 
 use crate::{Error, Result};
 use memmap2::Mmap;
-use std::ops::{Deref, Range};
+use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,30 +16,35 @@ pub struct Source {
 
 #[derive(Debug)]
 enum Backing {
-    Mapped { map: Arc<Mmap>, file: std::fs::File },
+    Mapped { map: Mmap, file: Arc<File> },
     Owned(Vec<u8>),
 }
 
-/// A part of a mapped file, which stays mapped as long as this lives. Pages come into memory when they are touched. The condition of
-/// [`Source::open`] holds as long.
+/// A part of a file, which stays open as long as this lives.
 #[derive(Clone, Debug)]
-pub struct MappedBytes {
-    map: Arc<Mmap>,
-    range: Range<usize>,
+pub struct FilePart {
+    name: Arc<str>,
+    file: Arc<File>,
+    range: Range<u64>,
 }
 
-impl MappedBytes {
-    /// As [`Source::release`].
-    pub fn release(&self) {
-        release(&self.map, self.range.clone());
+impl FilePart {
+    /// Its length in bytes.
+    pub fn byte_len(&self) -> u64 {
+        self.range.end - self.range.start
     }
-}
 
-impl Deref for MappedBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.map[self.range.clone()]
+    /// Copies its bytes from `offset` on into `into`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also where the file has become shorter; [`Error::Damaged`] if the range ends beyond the part.
+    pub fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(into.len() as u64).filter(|&end| end <= self.byte_len());
+        if end.is_none() {
+            let what = format!("{} bytes were asked for, beyond the end of this part", into.len());
+            return Err(Error::damaged(&self.name, self.range.start.saturating_add(offset), what));
+        }
+        read_exact_at(&self.file, self.range.start + offset, into).map_err(|e| Error::io(&*self.name, e))
     }
 }
 
@@ -46,7 +52,7 @@ impl Deref for MappedBytes {
 ///
 /// # Errors
 /// It cannot be opened, or is no regular file.
-pub fn open_regular(path: &Path) -> Result<(std::fs::File, u64)> {
+pub fn open_regular(path: &Path) -> Result<(File, u64)> {
     let io = |e| Error::io(path, e);
     let length = |meta: std::io::Result<std::fs::Metadata>| match meta {
         Ok(meta) if !meta.is_file() => {
@@ -56,7 +62,7 @@ pub fn open_regular(path: &Path) -> Result<(std::fs::File, u64)> {
     };
     // Asked before too: opening a pipe waits for somebody who writes.
     length(std::fs::metadata(path))?;
-    let file = std::fs::File::open(path).map_err(io)?;
+    let file = File::open(path).map_err(io)?;
     let length = length(file.metadata())?;
     Ok((file, length))
 }
@@ -77,7 +83,7 @@ impl Source {
         }
         // SAFETY: the map is only read. That no other program writes the file meanwhile is the documented condition of use.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        Ok(Source { name, backing: Backing::Mapped { map: Arc::new(map), file } })
+        Ok(Source { name, backing: Backing::Mapped { map, file: Arc::new(file) } })
     }
 
     /// Bytes in memory, called `name` in messages.
@@ -97,17 +103,11 @@ impl Source {
         }
     }
 
-    /// `length` bytes from `offset` on where they lie in the file; none where it is not mapped, or does not have them.
-    pub fn mapped(&self, offset: u64, length: u64) -> Option<MappedBytes> {
-        let Backing::Mapped { map, .. } = &self.backing else { return None };
-        let range = usize::try_from(offset).ok()?..usize::try_from(offset.checked_add(length)?).ok()?;
-        if range.end > map.len() {
-            return None;
-        }
-        // Where files lie in huge pages, one row would bring 2 MiB. A refusal changes nothing.
-        #[cfg(target_os = "linux")]
-        let _ = map.advise_range(memmap2::Advice::NoHugePage, range.start, range.len());
-        Some(MappedBytes { map: map.clone(), range })
+    /// `length` bytes from `offset` on, to be read later; none where there is no file, or it does not have them.
+    pub fn part(&self, offset: u64, length: u64) -> Option<FilePart> {
+        let Backing::Mapped { map, file } = &self.backing else { return None };
+        let range = offset..offset.checked_add(length)?;
+        (range.end <= map.len() as u64).then(|| FilePart { name: self.name.as_str().into(), file: file.clone(), range })
     }
 
     /// Copies the bytes from `offset` on into `into`, by a positioned read where there is a file.
@@ -131,31 +131,32 @@ impl Source {
 
     /// Tells the system that pages of the map are not needed for now: they leave this process's memory and are read again if touched.
     pub fn release(&self, range: Range<u64>) {
+        #[cfg(unix)]
         if let Backing::Mapped { map, .. } = &self.backing {
-            let length = map.len() as u64;
-            release(map, range.start.min(length) as usize..range.end.min(length) as usize);
+            let end = range.end.min(map.len() as u64);
+            if range.start < end {
+                // SAFETY: the map is shared and read-only, so dropped pages come back with the same bytes. A refusal changes nothing.
+                let _ = unsafe {
+                    map.unchecked_advise_range(
+                        memmap2::UncheckedAdvice::DontNeed,
+                        range.start as usize,
+                        (end - range.start) as usize,
+                    )
+                };
+            }
         }
+        #[cfg(not(unix))]
+        let _ = range;
     }
-}
-
-/// The part of [`Source::release`] for one map.
-fn release(map: &Mmap, range: Range<usize>) {
-    #[cfg(unix)]
-    if !range.is_empty() {
-        // SAFETY: the map is shared and read-only, so dropped pages come back with the same bytes. A refusal changes nothing.
-        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
-    }
-    #[cfg(not(unix))]
-    let _ = (map, range);
 }
 
 #[cfg(unix)]
-fn read_exact_at(file: &std::fs::File, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+fn read_exact_at(file: &File, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, into, offset)
 }
 
 #[cfg(windows)]
-fn read_exact_at(file: &std::fs::File, mut offset: u64, mut into: &mut [u8]) -> std::io::Result<()> {
+fn read_exact_at(file: &File, mut offset: u64, mut into: &mut [u8]) -> std::io::Result<()> {
     while !into.is_empty() {
         let n = std::os::windows::fs::FileExt::seek_read(file, into, offset)?;
         if n == 0 {

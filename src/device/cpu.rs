@@ -1,12 +1,12 @@
 //! The CPU executor: calls `kernels-cpu` in plan order on 64-byte aligned buffers allocated once.
 
 use super::kernel::Operand;
-use super::{CallTime, CpuCall, Executable, Home, Memory, Place, Store, Work};
+use super::{CallTime, CpuCall, Executable, FileRows, Home, Memory, Place, Store, Work};
 use crate::tensor::HostTensor;
 use crate::{Error, Result};
-use formats::MappedBytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// A cache line, which is also the widest SIMD register.
@@ -44,21 +44,22 @@ impl Drop for Block {
     }
 }
 
-/// What keeps the memory of a buffer.
+/// Rows of a buffer that are read from a file when they are first needed.
 #[derive(Debug)]
-enum Owner {
-    Block(Arc<Block>),
-    /// Read-only.
-    File(MappedBytes),
+struct Late {
+    rows: FileRows,
+    /// A bit for every row.
+    present: Mutex<Vec<u64>>,
 }
 
-/// Memory of one tensor: aligned to a cache line, or where it lies in a file, aligned to a word.
+/// Memory of one tensor, aligned to a cache line.
 #[derive(Debug)]
 pub struct Buffer {
-    /// Inside what `owner` keeps.
+    /// Inside `block`.
     ptr: *mut u8,
     bytes: usize,
-    owner: Owner,
+    block: Arc<Block>,
+    late: Option<Late>,
 }
 
 // SAFETY: as for `Block`.
@@ -94,40 +95,70 @@ impl Buffer {
             // SAFETY: the block is larger than all of them by `align`.
             let ptr = unsafe { block.start.add(at) };
             at += bytes.next_multiple_of(LINE);
-            Buffer { ptr, bytes, owner: Owner::Block(block.clone()) }
+            Buffer { ptr, bytes, block: block.clone(), late: None }
         });
         Ok(buffers.collect())
     }
 
-    /// What lies in a file, to be read only; none where it begins within a word.
-    pub fn mapped(bytes: MappedBytes) -> Option<Self> {
-        let aligned = bytes.as_ptr().addr().is_multiple_of(size_of::<u32>());
-        aligned.then(|| Buffer { ptr: bytes.as_ptr().cast_mut(), bytes: bytes.len(), owner: Owner::File(bytes) })
+    /// A buffer of rows that are read when they are first needed. It is never written.
+    pub fn late(bytes: u64, rows: FileRows) -> Result<Self> {
+        let mut buffer = Self::zeroed(bytes)?;
+        // A row here and there would bring a huge page each.
+        #[cfg(target_os = "linux")]
+        buffer.advise(libc::MADV_NOHUGEPAGE);
+        let count = (rows.part.byte_len() / rows.row_bytes.max(1) as u64) as usize;
+        buffer.late = Some(Late { rows, present: Mutex::new(vec![0; count.div_ceil(64)]) });
+        Ok(buffer)
     }
 
     /// Whether it may be written.
     pub fn is_writable(&self) -> bool {
-        matches!(self.owner, Owner::Block(_))
+        self.late.is_none()
     }
 
-    /// Gives back the memory of what lies in a file; it comes again when it is touched.
-    fn release(&self) {
-        if let Owner::File(bytes) = &self.owner {
-            bytes.release();
+    /// Reads what is missing of these rows; such as do not exist are left out.
+    fn bring(&self, rows: impl Iterator<Item = usize>) -> Result<()> {
+        let Some(late) = &self.late else { return Ok(()) };
+        let (part, row_bytes) = (&late.rows.part, late.rows.row_bytes);
+        let count = self.late_rows().len();
+        let mut present = late.present.lock().unwrap_or_else(PoisonError::into_inner);
+        for row in rows.filter(|&row| row < count) {
+            let (word, bit) = (row / 64, 1 << (row % 64));
+            if present[word] & bit == 0 {
+                // SAFETY: inside the buffer, as the rows are; nobody reads a row that is not present.
+                let into = unsafe { std::slice::from_raw_parts_mut(self.ptr.add(row * row_bytes), row_bytes) };
+                part.read_at((row * row_bytes) as u64, into)?;
+                present[word] |= bit;
+            }
         }
+        Ok(())
+    }
+
+    fn late_rows(&self) -> Range<usize> {
+        let rows = |late: &Late| (late.rows.part.byte_len() / late.rows.row_bytes.max(1) as u64) as usize;
+        0..self.late.as_ref().map_or(0, rows)
+    }
+
+    /// Reads all that is missing.
+    pub fn bring_all(&self) -> Result<()> {
+        self.bring(self.late_rows())
     }
 
     /// Says that all of its block will be written: memory comes in huge pages then, which makes reading it some percent faster.
     pub fn expect_whole(&self) {
         #[cfg(target_os = "linux")]
-        if let Owner::Block(block) = &self.owner
-            && block.layout.size() >= LARGE
-        {
+        self.advise(libc::MADV_HUGEPAGE);
+    }
+
+    /// Advice on the pages of its block.
+    #[cfg(target_os = "linux")]
+    fn advise(&self, advice: libc::c_int) {
+        if self.block.layout.size() >= LARGE {
             const PAGE: usize = 4096;
-            let from = block.start as usize / PAGE * PAGE;
-            let length = block.start as usize + block.layout.size() - from;
+            let from = self.block.start as usize / PAGE * PAGE;
+            let length = self.block.start as usize + self.block.layout.size() - from;
             // SAFETY: advice changes no content, and pages at the ends belong to this process's heap like the rest.
-            unsafe { libc::madvise(from as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
+            unsafe { libc::madvise(from as *mut libc::c_void, length, advice) };
         }
     }
 
@@ -142,7 +173,7 @@ impl Buffer {
     /// If it may not be written.
     #[allow(clippy::mut_from_ref, reason = "the executor rules out other references")]
     pub unsafe fn bytes_mut(&self) -> &mut [u8] {
-        assert!(self.is_writable(), "a buffer in a file is only read");
+        assert!(self.is_writable(), "rows of a file are only read");
         unsafe { std::slice::from_raw_parts_mut(self.ptr, self.bytes) }
     }
     pub fn as_ptr(&self) -> *mut u8 {
@@ -163,6 +194,8 @@ pub struct Runner {
     work: Work,
     buffers: Vec<Arc<Buffer>>,
     calls: Vec<CpuCall>,
+    /// Of every call, the buffers with rows of a file, and which of its inputs names those it reads (none: it reads all).
+    late: Vec<Vec<(usize, Option<usize>)>>,
 }
 
 impl Runner {
@@ -191,9 +224,19 @@ impl Runner {
         for place in written {
             if !buffers[place.buffer].is_writable() {
                 let home = &work.buffers[place.buffer].home;
-                return Err(Error::Graph(format!("{home:?} lies in a file that is only read, and would be written")));
+                return Err(Error::Graph(format!("{home:?} comes from a file row by row and would be written")));
             }
         }
+        let whole = work.copies.iter().map(|(from, _)| from).chain(work.outputs.iter().map(|(_, place)| place));
+        for place in whole {
+            buffers[place.buffer].bring_all()?;
+        }
+        let late = work.calls.iter().map(|call| {
+            let inputs = call.inputs.iter().enumerate().filter(|(_, place)| !buffers[place.buffer].is_writable());
+            let ids = |input| call.kernel.looks_up().filter(|looked| looked.table == input).map(|looked| looked.ids);
+            inputs.map(|(input, place)| (place.buffer, ids(input))).collect()
+        });
+        let late = late.collect();
         let operand = |p: &Place| Operand { ty: p.ty.clone(), ptr: buffers[p.buffer].ptr };
         let calls = work
             .calls
@@ -203,12 +246,20 @@ impl Runner {
                 outputs: c.outputs.iter().map(operand).collect(),
             })
             .collect();
-        Ok(Runner { work, buffers, calls })
+        Ok(Runner { work, buffers, calls, late })
     }
 
     /// Runs the calls in order and tells `after` when each has ended.
     fn run_calls(&mut self, mut after: impl FnMut(usize)) -> Result<()> {
         for (i, (call, operands)) in self.work.calls.iter().zip(&mut self.calls).enumerate() {
+            for &(buffer, ids) in &self.late[i] {
+                match ids {
+                    Some(ids) => {
+                        self.buffers[buffer].bring(operands.i32(ids).iter().filter_map(|&id| id.try_into().ok()))?
+                    }
+                    None => self.buffers[buffer].bring_all()?,
+                }
+            }
             call.kernel.cpu(operands).map_err(|e| match e {
                 Error::Graph(m) => Error::Graph(format!("node '{}': {m}", call.label)),
                 other => other,
@@ -219,8 +270,6 @@ impl Runner {
             // SAFETY: distinct buffers, no operator is running.
             unsafe { self.buffers[to.buffer].write(&self.buffers[from.buffer].bytes()[..from.ty.bytes() as usize]) };
         }
-        // A row that was looked up brought its neighbours' pages: after some hundred tokens that is the whole table.
-        self.buffers.iter().for_each(|b| b.release());
         Ok(())
     }
 }
@@ -271,7 +320,7 @@ impl Executable for Runner {
 
 #[cfg(test)]
 mod tests {
-    use crate::device::{Device, Store};
+    use crate::device::{Device, FileRows, Store};
     use crate::graph::{Graph, Plan, Role};
     use crate::tensor::{HostTensor, TensorType};
 
@@ -297,45 +346,69 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_in_a_file_is_read_where_it_lies_and_never_written() {
+    fn rows_of_a_file_are_read_when_they_are_needed_and_never_written() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let numbers: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        std::fs::write(file.path(), [&[0u8; 4], bytemuck::cast_slice::<f32, u8>(&numbers)].concat()).unwrap();
+        std::fs::write(file.path(), [&[0u8; 3], bytemuck::cast_slice::<f32, u8>(&numbers)].concat()).unwrap();
         let source = formats::Source::open(file.path()).unwrap();
-        let bytes = |at, length| source.mapped(at, length).unwrap();
-        assert!(source.mapped(4, 49).is_none() && source.mapped(u64::MAX, 2).is_none());
+        assert!(source.part(3, 49).is_none() && source.part(u64::MAX, 2).is_none());
+        let rows = |at, length, row_bytes| FileRows { part: source.part(at, length).unwrap(), row_bytes };
         let ty = TensorType::f32(&[4, 3]);
+        for (device, rows) in
+            [(Device::Cpu, rows(3, 44, 12)), (Device::Reference, rows(3, 48, 12)), (Device::Cpu, rows(3, 48, 13))]
+        {
+            assert!(Store::new(&device).declare_late("table", &ty, rows).is_err());
+        }
         let mut store = Store::new(&Device::Cpu);
-        assert!(store.declare_mapped("table", &ty, bytes(4, 44)).is_err());
-        assert!(!store.declare_mapped("table", &ty, bytes(3, 48)).unwrap());
-        assert!(!Store::new(&Device::Reference).declare_mapped("table", &ty, bytes(4, 48)).unwrap());
-        assert!(store.declare_mapped("table", &ty, bytes(4, 48)).unwrap());
-        drop(source);
+        store.declare_late("table", &ty, rows(3, 48, 12)).unwrap();
 
-        let look_up = |update: bool| {
+        let plan = |read: &str| {
             let mut g = Graph::new();
             let ids = g.input("ids", TensorType::i32(&[2]));
             let table = g.variable("table", Role::State, ty.clone()).unwrap();
             let rows = g.embedding(table, ids).unwrap();
             g.output("rows", rows);
-            if update {
-                let twice = g.add(table, table).unwrap();
-                g.update(table, twice).unwrap();
+            let twice = g.add(table, table).unwrap();
+            match read {
+                "rows" => {}
+                "twice" => g.output("twice", twice),
+                _ => g.update(table, twice).unwrap(),
             }
             Plan::new(&g).unwrap()
         };
-        let mut run = look_up(false).prepare(&mut store).unwrap();
-        run.write_input("ids", &HostTensor::i32(&[2], vec![3, 1])).unwrap();
-        run.run().unwrap();
-        assert_eq!(run.read_output("rows").unwrap().as_f32().unwrap(), [9.0, 10.0, 11.0, 3.0, 4.0, 5.0]);
+        let look_up = |store: &mut Store, ids: [i32; 2]| {
+            let mut run = plan("rows").prepare(store).unwrap();
+            run.write_input("ids", &HostTensor::i32(&[2], ids.to_vec())).unwrap();
+            run.run().map(|()| run.read_output("rows").unwrap().as_f32().unwrap().to_vec())
+        };
+        assert_eq!(look_up(&mut store, [3, 1]).unwrap(), [9.0, 10.0, 11.0, 3.0, 4.0, 5.0]);
+        for id in [-1, 4] {
+            assert!(look_up(&mut store, [1, id]).unwrap_err().to_string().contains("embedding"));
+        }
         let refused = [
-            look_up(true).prepare(&mut store).map(|_| ()),
+            plan("update").prepare(&mut store).map(|_| ()),
             store.write("table", &HostTensor::f32(&[4, 3], vec![0.0; 12])),
             store.fill("table", |_| Ok(())),
         ];
         for refused in refused {
             let message = refused.unwrap_err().to_string();
-            assert!(message.contains("table") && message.contains("only read"), "{message}");
+            assert!(message.contains("table") && message.contains("written"), "{message}");
         }
+
+        // What is present stays when the file is cut; what is missing is told.
+        std::fs::OpenOptions::new().write(true).open(file.path()).unwrap().set_len(3 + 24).unwrap();
+        assert_eq!(look_up(&mut store, [0, 3]).unwrap(), [0.0, 1.0, 2.0, 9.0, 10.0, 11.0]);
+        let message = look_up(&mut store, [0, 2]).unwrap_err().to_string();
+        assert!(message.contains(&*file.path().to_string_lossy()), "{message}");
+        assert!(store.read("table").is_err());
+
+        // Who reads all gets all.
+        std::fs::write(file.path(), [&[0u8; 3], bytemuck::cast_slice::<f32, u8>(&numbers)].concat()).unwrap();
+        let mut run = plan("twice").prepare(&mut store).unwrap();
+        run.write_input("ids", &HostTensor::i32(&[2], vec![0, 0])).unwrap();
+        run.run().unwrap();
+        let twice: Vec<f32> = numbers.iter().map(|x| 2.0 * x).collect();
+        assert_eq!(run.read_output("twice").unwrap().as_f32().unwrap(), twice);
+        assert_eq!(store.read("table").unwrap().as_f32().unwrap(), numbers);
     }
 }

@@ -17,6 +17,11 @@ pub trait Kernel: std::fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The input of which only the rows are read that another input names, if there is one.
+    fn looks_up(&self) -> Option<LookUp> {
+        None
+    }
+
     /// The definition: naive loops in f64, written to be read. Returns one tensor for every entry of `outputs`.
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor>;
 
@@ -25,6 +30,13 @@ pub trait Kernel: std::fmt::Debug + Send + Sync + 'static {
 
     /// Writes the dispatches that run it on a GPU. Pure: needs no device, so variants can be listed and validated anywhere.
     fn gpu(&self, lowering: &mut Lowering) -> Result<(), Unsupported>;
+}
+
+/// Which input of an operator is a table, and which has the i32 ids of the rows that are read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LookUp {
+    pub table: usize,
+    pub ids: usize,
 }
 
 /// One tensor operand of a CPU call. The memory is owned by the executor and outlives the call.
@@ -73,7 +85,7 @@ impl CpuCall {
         let o = &self.inputs[i];
         assert_eq!(std::mem::size_of::<T>(), o.ty.dtype.bytes(), "operand {i} is {}", o.ty);
         assert!(self.outputs.iter().all(|out| out.ptr != o.ptr), "operand {i} is written in place: use `input_ptr`");
-        // SAFETY: the executor has `ty.bytes()` bytes, aligned to a word at least; tensors start at their buffer's first byte, so no
+        // SAFETY: the executor allocated `ty.bytes()` bytes, aligned to 64; tensors start at their buffer's first byte, so no
         // output overlaps them when none has the same address.
         unsafe { std::slice::from_raw_parts(o.ptr.cast(), o.ty.elements()) }
     }

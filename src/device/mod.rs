@@ -11,12 +11,11 @@ pub mod reference;
 pub mod roof;
 pub mod work;
 
-pub use kernel::{CpuCall, Kernel, Unsupported};
+pub use kernel::{CpuCall, Kernel, LookUp, Unsupported};
 pub use work::{BufferSpec, Call, Cost, Home, Place, Work};
 
 use crate::tensor::{HostTensor, TensorType};
 use crate::{Error, Result};
-use formats::MappedBytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -122,8 +121,15 @@ pub(crate) enum Memory {
     Gpu(wgpu::Buffer),
 }
 
-fn lies_in_a_file(name: &str) -> Error {
-    Error::Graph(format!("variable '{name}' lies in a file that is only read"))
+/// Where the rows of a variable lie in a file, one after the other.
+#[derive(Clone, Debug)]
+pub struct FileRows {
+    pub part: formats::FilePart,
+    pub row_bytes: usize,
+}
+
+fn comes_from_a_file(name: &str) -> Error {
+    Error::Graph(format!("variable '{name}' comes from a file row by row and cannot be written"))
 }
 
 impl Store {
@@ -148,22 +154,24 @@ impl Store {
         Ok(())
     }
 
-    /// A variable whose bytes stay where they lie in a file. It cannot be written. False, and no variable, on other devices than the CPU, or
-    /// where they begin or end within a word.
+    /// A variable of the CPU whose rows are read from a file when they are first needed. It cannot be written.
     ///
     /// # Errors
-    /// A variable of that name, or bytes of another number than the type has.
-    pub fn declare_mapped(&mut self, name: &str, ty: &TensorType, bytes: MappedBytes) -> Result<bool> {
-        if self.variables.contains_key(name) || bytes.len() != ty.elements() * ty.dtype.bytes() {
-            return Err(Error::Graph(format!("variable '{name}' ({ty}) cannot lie in a file: {} bytes", bytes.len())));
+    /// A variable of that name, another device, or rows that are not those of the type.
+    pub fn declare_late(&mut self, name: &str, ty: &TensorType, rows: FileRows) -> Result<()> {
+        let bytes = rows.part.byte_len();
+        let fits =
+            bytes == (ty.elements() * ty.dtype.bytes()) as u64 && bytes.is_multiple_of(rows.row_bytes.max(1) as u64);
+        if self.variables.contains_key(name) || !matches!(self.device, Device::Cpu) || !fits {
+            return Err(Error::Graph(format!(
+                "variable '{name}' ({ty}) cannot be read late: {bytes} bytes in rows of {}, on {}",
+                rows.row_bytes,
+                self.device.name()
+            )));
         }
-        let buffer = match self.device {
-            Device::Cpu if bytes.len() as u64 == ty.bytes() => cpu::Buffer::mapped(bytes),
-            _ => None,
-        };
-        let Some(buffer) = buffer else { return Ok(false) };
-        self.variables.insert(name.into(), Variable { ty: ty.clone(), memory: Memory::Cpu(Arc::new(buffer)) });
-        Ok(true)
+        let memory = Memory::Cpu(Arc::new(cpu::Buffer::late(ty.bytes(), rows)?));
+        self.variables.insert(name.into(), Variable { ty: ty.clone(), memory });
+        Ok(())
     }
 
     /// [`Store::declare`] for variables that will be written whole and read together, such as the weights of a model.
@@ -197,7 +205,7 @@ impl Store {
         }
         match (&v.memory, &self.device) {
             (Memory::Reference(m), _) => m.set(value.to_f64()),
-            (Memory::Cpu(m), _) if !m.is_writable() => return Err(lies_in_a_file(name)),
+            (Memory::Cpu(m), _) if !m.is_writable() => return Err(comes_from_a_file(name)),
             // SAFETY: executables only touch the memory inside `run`, which cannot overlap this call on one thread.
             (Memory::Cpu(m), _) => unsafe { m.write(&value.to_bytes()) },
             (Memory::Gpu(m), Device::Gpu(context)) => context.write(m, &value.to_bytes())?,
@@ -211,7 +219,7 @@ impl Store {
         let v = self.get(name)?;
         if let Memory::Cpu(m) = &v.memory {
             if !m.is_writable() {
-                return Err(lies_in_a_file(name));
+                return Err(comes_from_a_file(name));
             }
             // SAFETY: executables only touch the memory inside `run`, which cannot overlap this call on one thread.
             return f(unsafe { m.bytes_mut() });
@@ -225,7 +233,10 @@ impl Store {
         let v = self.get(name)?;
         Ok(match (&v.memory, &self.device) {
             (Memory::Reference(m), _) => m.get().to_host(v.ty.dtype),
-            (Memory::Cpu(m), _) => HostTensor::from_bytes(&v.ty, m.bytes()),
+            (Memory::Cpu(m), _) => {
+                m.bring_all()?;
+                HostTensor::from_bytes(&v.ty, m.bytes())
+            }
             (Memory::Gpu(m), Device::Gpu(context)) => HostTensor::from_bytes(&v.ty, &context.read(m, v.ty.bytes())?),
             (Memory::Gpu(_), _) => unreachable!("a GPU buffer belongs to a GPU store"),
         })

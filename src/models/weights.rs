@@ -1,7 +1,7 @@
 //! Where a model's weights come from: a file of another program, or a checkpoint of ours.
 
 use crate::{Error, Result};
-use formats::MappedBytes;
+use formats::FilePart;
 use kernels_cpu::blocks::Format;
 use std::ops::Range;
 
@@ -55,8 +55,8 @@ pub trait WeightSource {
         Ok(())
     }
 
-    /// The bytes that `read` would give where they lie in a mapped file, if they lie there just so.
-    fn mapped(&self, name: &str) -> Option<MappedBytes> {
+    /// The bytes that `read` would give, to be read later, if they lie in a file just so.
+    fn part(&self, name: &str) -> Option<FilePart> {
         let _ = name;
         None
     }

@@ -2,7 +2,7 @@
 
 use super::{Case, Graph, Op, Sample, Spec, Values};
 use crate::device::gpu::{Buf, Lowering, Params};
-use crate::device::{Cost, CpuCall, Kernel, Unsupported};
+use crate::device::{Cost, CpuCall, Kernel, LookUp, Unsupported};
 use crate::graph::{Gradient, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
 use crate::{Error, Result};
@@ -39,6 +39,10 @@ fn row(id: f64, limit: usize) -> usize {
 impl Kernel for Embedding {
     fn name(&self) -> &'static str {
         "embedding"
+    }
+
+    fn looks_up(&self) -> Option<LookUp> {
+        Some(LookUp { table: 0, ids: 1 })
     }
 
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {

@@ -1,7 +1,7 @@
 //! Folders of `transformers` give its logits here.
 
 use crate::common::{WHOLE, devices, every, fixture, golden, worst};
-use formats::MappedBytes;
+use formats::FilePart;
 use kernels_cpu::blocks::Format;
 use lynx_gpu::device::Device;
 use lynx_gpu::infer::NextToken;
@@ -28,11 +28,11 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// A model's weights, and which of them were taken where they lie, if that is allowed.
+/// A model's weights, and which of them were left in the file, if that is allowed.
 struct Watched<'a> {
     weights: &'a dyn WeightSource,
     allowed: bool,
-    taken: RefCell<Vec<String>>,
+    left: RefCell<Vec<String>>,
 }
 
 impl WeightSource for Watched<'_> {
@@ -45,10 +45,10 @@ impl WeightSource for Watched<'_> {
     fn read_rows(&self, name: &str, rows: Range<usize>, into: &mut [u8]) -> lynx_gpu::Result<()> {
         self.weights.read_rows(name, rows, into)
     }
-    fn mapped(&self, name: &str) -> Option<MappedBytes> {
-        let bytes = self.weights.mapped(name).filter(|_| self.allowed)?;
-        self.taken.borrow_mut().push(name.into());
-        Some(bytes)
+    fn part(&self, name: &str) -> Option<FilePart> {
+        let part = self.weights.part(name).filter(|_| self.allowed)?;
+        self.left.borrow_mut().push(name.into());
+        Some(part)
     }
     fn origin(&self) -> String {
         self.weights.origin()
@@ -56,7 +56,7 @@ impl WeightSource for Watched<'_> {
 }
 
 #[test]
-fn tables_that_are_only_looked_up_stay_in_their_file_and_give_the_same_logits() {
+fn rows_of_tables_that_are_only_looked_up_come_from_the_file_and_give_the_same_logits() {
     let dir = tempfile::tempdir().unwrap();
     for (name, tables) in [("llama", 1), ("gemma", 0), ("gpt2", 0)] {
         let folder = fixture(name, dir.path());
@@ -74,13 +74,13 @@ fn tables_that_are_only_looked_up_stay_in_their_file_and_give_the_same_logits() 
             let file = files::open(&path).unwrap();
             let mut logits = Vec::new();
             for allowed in [true, false] {
-                let watched = Watched { weights: file.weights.as_ref(), allowed, taken: RefCell::default() };
+                let watched = Watched { weights: file.weights.as_ref(), allowed, left: RefCell::default() };
                 let model = setup::model(&file.config).unwrap();
                 let storing = Storing::default();
                 let mut session =
                     Session::for_weights(model, file.tokenizer.clone(), Device::Cpu, &watched, storing).unwrap();
-                let taken = watched.taken.into_inner();
-                assert!(!allowed || taken.len() == tables, "{name} {format:?}: {taken:?}");
+                let left = watched.left.into_inner();
+                assert!(!allowed || left.len() == tables, "{name} {format:?}: {left:?}");
                 logits.push(session.next_logits(&ids).unwrap());
             }
             assert_eq!(logits[0], logits[1], "{name} {format:?}");

@@ -8,7 +8,7 @@ use crate::models::weights::StoredWeight;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use formats::gguf::File;
-use formats::{MappedBytes, Source};
+use formats::{FilePart, Source};
 use std::path::Path;
 
 struct GgufTensors {
@@ -37,10 +37,10 @@ impl Tensors for GgufTensors {
         Ok(self.source.read_at(tensor.offset() + at, into)?)
     }
 
-    fn mapped(&self, name: &str, at: u64, length: u64) -> Option<MappedBytes> {
+    fn part(&self, name: &str, at: u64, length: u64) -> Option<FilePart> {
         let tensor = self.file.tensor(name).ok()?;
         let fits = at.checked_add(length)? <= tensor.byte_len();
-        fits.then(|| self.source.mapped(tensor.offset() + at, length))?
+        fits.then(|| self.source.part(tensor.offset() + at, length))?
     }
 
     fn origin(&self) -> String {

@@ -4,7 +4,7 @@ use super::numbers::{to_f32, vector_format};
 use crate::config::RopeLayout;
 use crate::models::weights::{StoredWeight, WeightSource};
 use crate::{Error, Result};
-use formats::MappedBytes;
+use formats::FilePart;
 use kernels_cpu::blocks::Format;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -22,8 +22,8 @@ pub(crate) trait Tensors {
     /// Fills `into` with the tensor's bytes from `at` on, by a positioned read.
     fn read_at(&self, name: &str, at: u64, into: &mut [u8]) -> Result<()>;
 
-    /// `length` of the tensor's bytes from `at` on where they lie in the mapped file.
-    fn mapped(&self, name: &str, at: u64, length: u64) -> Option<MappedBytes> {
+    /// `length` of the tensor's bytes from `at` on, to be read later.
+    fn part(&self, name: &str, at: u64, length: u64) -> Option<FilePart> {
         let _ = (name, at, length);
         None
     }
@@ -202,7 +202,7 @@ impl<T: Tensors> WeightSource for LinkedWeights<T> {
         self.tensors.read_at(&link.stored, (place.before + rows.start) as u64 * row as u64, into)
     }
 
-    fn mapped(&self, name: &str) -> Option<MappedBytes> {
+    fn part(&self, name: &str) -> Option<FilePart> {
         let place = self.places.get(name)?;
         let (weight, link) = (&place.weight, &self.links[place.link]);
         let turned = link.parts.iter().any(|p| p.ours == name && p.turned_heads > 0);
@@ -212,7 +212,7 @@ impl<T: Tensors> WeightSource for LinkedWeights<T> {
         }
         let row = weight.format.row_bytes(weight.rows().1).ok()?;
         let (at, length) = (place.before.checked_mul(row)?, weight.bytes().ok()?);
-        self.tensors.mapped(&link.stored, at as u64, length as u64)
+        self.tensors.part(&link.stored, at as u64, length as u64)
     }
 
     fn origin(&self) -> String {

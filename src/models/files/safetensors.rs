@@ -4,7 +4,7 @@ use super::links::Tensors;
 use crate::models::weights::StoredWeight;
 use crate::{Error, Result};
 use formats::safetensors::Model;
-use formats::{MappedBytes, Source};
+use formats::{FilePart, Source};
 use std::path::Path;
 
 pub(crate) struct SafetensorsModel {
@@ -46,10 +46,10 @@ impl Tensors for SafetensorsModel {
         Ok(self.sources[tensor.shard()].read_at(tensor.offset() + at, into)?)
     }
 
-    fn mapped(&self, name: &str, at: u64, length: u64) -> Option<MappedBytes> {
+    fn part(&self, name: &str, at: u64, length: u64) -> Option<FilePart> {
         let tensor = self.model.tensor(name).ok()?;
         let fits = at.checked_add(length)? <= tensor.byte_len();
-        fits.then(|| self.sources[tensor.shard()].mapped(tensor.offset() + at, length))?
+        fits.then(|| self.sources[tensor.shard()].part(tensor.offset() + at, length))?
     }
 
     fn origin(&self) -> String {

@@ -2,7 +2,7 @@
 
 use super::{Session, Step, kept};
 use crate::config::OptimizerConfig;
-use crate::device::{Device, Store};
+use crate::device::{Device, FileRows, Store};
 use crate::graph::Precision;
 use crate::models::LanguageModel;
 use crate::models::weights::{StoredWeight, WeightSource};
@@ -11,7 +11,6 @@ use crate::ops::packed::{Activations, Layout, Packing};
 use crate::tensor::{DType, TensorType};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
-use formats::MappedBytes;
 use kernels_cpu::blocks::Format;
 use kernels_cpu::packed::{self, TILE_ROWS};
 use std::collections::BTreeMap;
@@ -52,8 +51,8 @@ fn find(source: &dyn WeightSource, p: &Parameter) -> Result<StoredWeight> {
 /// How the matrices of a model will be stored.
 struct Matrices {
     stored: StoredMatrices,
-    /// Those that are only looked up, and are used as they lie in the file: a text needs few of their rows.
-    mapped: BTreeMap<String, MappedBytes>,
+    /// Those that are only looked up: a text needs few of their rows, which come from the file when they are needed.
+    late: BTreeMap<String, FileRows>,
 }
 
 fn matrices(
@@ -68,23 +67,26 @@ fn matrices(
     let width = b.graph.shape(hidden)[2];
     let flat = b.graph.reshape(hidden, &[1, width])?;
     model.head(&mut b, flat)?;
-    let (mut stored, mut mapped) = (BTreeMap::new(), BTreeMap::new());
+    let (mut stored, mut late) = (BTreeMap::new(), BTreeMap::new());
     for p in b.parameters.iter().filter(|p| b.matrices.contains(&p.name)) {
         let found = find(source, p)?;
         let plain = found.format == Format::F32;
-        let bytes = match device {
-            Device::Cpu if !b.multiplied.contains(&p.name) && (plain || !storing.widened) => source.mapped(&p.name),
+        let part = match device {
+            Device::Cpu if !b.multiplied.contains(&p.name) && (plain || !storing.widened) => source.part(&p.name),
             _ => None,
         };
         // Numbers in the order of this machine's words.
-        let bytes = bytes.filter(|_| !plain || cfg!(target_endian = "little"));
-        let lies_there = bytes.is_some();
-        mapped.extend(bytes.map(|bytes| (p.name.clone(), bytes)));
+        let part = part.filter(|_| !plain || cfg!(target_endian = "little"));
+        let is_late = part.is_some();
+        if let Some(part) = part {
+            let row_bytes = found.format.row_bytes(found.rows().1).map_err(|e| damaged(source, &p.name, e))?;
+            late.insert(p.name.clone(), FileRows { part, row_bytes });
+        }
         if storing.widened || plain {
             continue;
         }
         let packing = match (device, storing.activations) {
-            _ if lies_there => Packing::new(found.format, Layout::Rows, p.shape[0], p.shape[1]),
+            _ if is_late => Packing::new(found.format, Layout::Rows, p.shape[0], p.shape[1]),
             (Device::Gpu(_), _) | (_, Activations::F32) => Packing::fastest(found.format, p.shape[0], p.shape[1]),
             (_, Activations::Int8) => Packing::fastest_for_int8(found.format, p.shape[0], p.shape[1]),
         };
@@ -94,7 +96,7 @@ fn matrices(
         let activations = if integers { storing.activations } else { Activations::F32 };
         stored.insert(p.name.clone(), Stored { packing, activations });
     }
-    Ok(Matrices { stored: Arc::new(stored), mapped })
+    Ok(Matrices { stored: Arc::new(stored), late })
 }
 
 /// Reads the rows of a weight in slabs of a multiple of `unit` rows: `take` gets the number of the first row and the slab's bytes.
@@ -153,8 +155,8 @@ fn pack(source: &dyn WeightSource, name: &str, found: &StoredWeight, packing: &P
 
 impl Session {
     /// A session to evaluate and generate with the weights of `source`. They are read one at a time, so that loading needs little more
-    /// memory than they do. Tables that are only looked up stay in their file where that is possible: what is never looked up takes no
-    /// memory, and the file must not be shortened meanwhile.
+    /// memory than they do. Of tables that are only looked up, the CPU reads a row when it is first needed, where the file has it in one
+    /// piece: what is never looked up takes no memory, and the file must stay as it is meanwhile.
     ///
     /// # Errors
     /// A weight that is missing, has another shape, or cannot be read; a tokenizer with more tokens than the model.
@@ -165,7 +167,7 @@ impl Session {
         source: &dyn WeightSource,
         storing: Storing,
     ) -> Result<Self> {
-        let Matrices { stored, mut mapped } = matrices(model.as_ref(), source, storing, &device)?;
+        let Matrices { stored, mut late } = matrices(model.as_ref(), source, storing, &device)?;
         let parameters = model.parameters()?;
         let training = Step { shape: (1, model.context()), accumulation: 1, precision: Precision::F32, budget: None };
         let mut session = Session::empty(
@@ -183,11 +185,9 @@ impl Session {
         let found: Vec<_> = parameters.iter().map(|p| find(source, p)).collect::<Result<_>>()?;
         let (mut read, mut variables) = (Vec::new(), Vec::new());
         for (p, found) in parameters.iter().zip(&found) {
-            let lies_there = match mapped.remove(&p.name) {
-                Some(bytes) => session.store.declare_mapped(&p.name, &kept(p), bytes)?,
-                None => false,
-            };
-            if !lies_there {
+            if let Some(rows) = late.remove(&p.name) {
+                session.store.declare_late(&p.name, &kept(p), rows)?;
+            } else {
                 read.push((p, found));
                 variables.push((p.name.clone(), kept(p)));
             }

@@ -2,7 +2,7 @@
 
 use super::{Packing, bytes, check, gpu, numbers};
 use crate::device::gpu::Lowering;
-use crate::device::{Cost, CpuCall, Kernel, Unsupported};
+use crate::device::{Cost, CpuCall, Kernel, LookUp, Unsupported};
 use crate::graph::{Gradient, Graph, Op, Value};
 use crate::tensor::{DType, RefTensor, TensorType};
 use crate::{Error, Result};
@@ -23,6 +23,10 @@ pub struct Unpack {
 impl Kernel for PackedEmbedding {
     fn name(&self) -> &'static str {
         "packed_embedding"
+    }
+
+    fn looks_up(&self) -> Option<LookUp> {
+        Some(LookUp { table: 0, ids: 1 })
     }
 
     fn reference(&self, inputs: &[&RefTensor], outputs: &[TensorType]) -> Vec<RefTensor> {
