@@ -126,8 +126,9 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let device = opening.device()?;
     let draft = draft.map(|draft| draft_session(opening, &draft, device.clone())).transpose()?;
     let session = opening.session(&found, device)?;
-    if session.room() == u64::MAX && session.carries().is_err() && ids.len() > session.context() {
-        eprintln!("[the model sees the newest {} of {} tokens]", session.context(), ids.len());
+    let seen = seen(&session, &ids);
+    if seen < ids.len() {
+        eprintln!("[the model sees the newest {seen} of {} tokens]", ids.len());
     }
     let step = found.step();
     drop(found);
@@ -136,6 +137,12 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         Some(width) => continuing.search(width),
         None => continuing.samples(),
     }
+}
+
+/// How many of a prompt's tokens the model reads: one that forgets, the newest of them.
+fn seen(session: &Session, ids: &[u32]) -> usize {
+    let forgets = session.room() == u64::MAX && session.carries().is_err();
+    if forgets { ids.len().min(session.context()) } else { ids.len() }
 }
 
 /// One prompt, and the model that continues it.
@@ -154,8 +161,10 @@ struct Continuing<'a> {
 struct Sample {
     generation: infer::Generation,
     speculation: Option<speculative::Acceptance>,
-    /// Tokens read before the first one was made.
+    /// The text's tokens before the first one was made.
     read: u64,
+    /// How many of the prompt's were run for this sample.
+    run: usize,
     reading: f64,
     seconds: f64,
 }
@@ -209,6 +218,7 @@ impl Continuing<'_> {
     }
 
     fn plain(&mut self, index: u64, read_once: &mut Option<TextState>) -> Result<Sample> {
+        let run = if read_once.is_some() { 0 } else { seen(&self.session, &self.ids) };
         let begun = Instant::now();
         self.read_prompt(read_once)?;
         let (read, reading) = (self.session.position(), begun.elapsed().as_secs_f64());
@@ -221,11 +231,12 @@ impl Continuing<'_> {
         let begun = Instant::now();
         let mut on_text = printer(self.json);
         let generation = infer::continue_text(&mut self.session, &[], &self.options, &mut on_text)?;
-        Ok(Sample { generation, speculation: None, read, reading, seconds: begun.elapsed().as_secs_f64() })
+        Ok(Sample { generation, speculation: None, read, run, reading, seconds: begun.elapsed().as_secs_f64() })
     }
 
     fn speculate(&mut self) -> Result<Sample> {
         self.session.restart()?;
+        let run = seen(&self.session, &self.ids);
         self.print_prompt();
         let begun = Instant::now();
         let mut first = None;
@@ -244,7 +255,7 @@ impl Continuing<'_> {
         let all = begun.elapsed().as_secs_f64();
         let reading = first.unwrap_or(all);
         let read = self.ids.len() as u64;
-        Ok(Sample { generation, speculation: Some(acceptance), read, reading, seconds: all - reading })
+        Ok(Sample { generation, speculation: Some(acceptance), read, run, reading, seconds: all - reading })
     }
 
     fn search(&mut self, width: usize) -> Result<()> {
@@ -275,7 +286,7 @@ impl Continuing<'_> {
     }
 
     fn record(&self, sample: &Sample) -> serde_json::Value {
-        let Sample { generation, speculation, read, reading, seconds } = sample;
+        let Sample { generation, speculation, read, reading, seconds, .. } = sample;
         let mut record = json!({
             "prompt": self.args.prompt, "prompt_tokens": self.ids.len(), "tokens_read": read, "prompt_seconds": reading,
             "generation": generation, "sampling": self.options.sampling, "seconds": seconds,
@@ -292,13 +303,17 @@ impl Continuing<'_> {
     }
 
     fn tell(&self, sample: &Sample) {
-        let Sample { generation, speculation, reading, seconds, .. } = sample;
-        let (made, read, device) = (generation.tokens.len(), self.ids.len(), self.session.device().name());
+        let Sample { generation, speculation, run, reading, seconds, .. } = sample;
+        let (made, device) = (generation.tokens.len(), self.session.device().name());
         if self.args.tokens > 0 {
             println!();
         }
         show::logprobs(&generation.logprobs);
-        let prompt = format!("prompt {read} tokens, {:.1} tokens/s", read as f64 / reading.max(1e-9));
+        let prompt = match run {
+            0 if self.ids.is_empty() => "no prompt".into(),
+            0 => "prompt not read again".into(),
+            run => format!("prompt {run} tokens, {:.1} tokens/s", *run as f64 / reading.max(1e-9)),
+        };
         let rate = made as f64 / seconds.max(1e-9);
         match self.args.tokens {
             0 => eprintln!("[{prompt} on {device}]"),

@@ -71,8 +71,9 @@ pub enum Command {
     Completions(completions::Args),
 }
 
-/// `lynx-gpu ... | head` ends when the reader does, without the message of a panic: `println!` has no other way to say it.
-fn quiet_broken_pipe() {
+/// No message of a panic where another is given: `lynx-gpu ... | head` ends when the reader does, for which `println!` has no other way,
+/// and failures of the tokenizers library are errors.
+fn quiet_panics() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         let text = info.payload().downcast_ref::<String>().map_or("", String::as_str);
@@ -80,12 +81,14 @@ fn quiet_broken_pipe() {
             // 128 + SIGPIPE, what a program that the signal ends has.
             std::process::exit(141);
         }
-        default(info);
+        if !crate::tokenizer::huggingface::panics_are_errors() {
+            default(info);
+        }
     }));
 }
 
 pub fn main() -> ExitCode {
-    quiet_broken_pipe();
+    quiet_panics();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Train(args) => train::run(args, cli.json),

@@ -6,6 +6,7 @@ use super::special::{PAD_NAMES, SpecialTokens};
 use super::{BpeTokenizer, ByteTokenizer, CharTokenizer, PreSplit, Tokenizer};
 use crate::{Error, Result};
 use serde_json::{Map, Value, json};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use tokenizers::PostProcessor;
@@ -81,10 +82,43 @@ fn endless(file: &Value) -> Option<&'static str> {
     }
 }
 
-/// What `f` gives. For files that the checks above did not see through: a panic of the library is an error.
+/// A merge whose second part does not begin as continuing parts do: the library cuts that beginning off without looking.
+fn discontinued(model: &Value) -> Option<String> {
+    let prefix = model["continuing_subword_prefix"].as_str().filter(|prefix| !prefix.is_empty())?;
+    let second = |merge: &Value| match merge {
+        Value::String(both) => both.split_once(' ').map(|(_, second)| second.to_owned()),
+        parts => parts[1].as_str().map(str::to_owned),
+    };
+    let merges = model["merges"].as_array().map_or(&[][..], Vec::as_slice);
+    merges.iter().filter_map(second).find(|second| !second.starts_with(prefix))
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of this thread will be told as an error, so that a panic hook need not say anything.
+pub fn panics_are_errors() -> bool {
+    GUARDED.get()
+}
+
+/// What `f` gives. For files that the checks here did not see through: a panic of the library is an error.
 fn guarded<T>(what: &str, f: impl FnOnce() -> T) -> Result<T> {
     let failed = |_| Error::Data(format!("the tokenizers library fails at {what}: the tokenizer.json is damaged"));
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).map_err(failed)
+    let before = GUARDED.replace(true);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).map_err(failed);
+    GUARDED.set(before);
+    result
+}
+
+/// The steps around the model as the library understood them: a file may leave out what they are called.
+fn understood(inner: &tokenizers::Tokenizer) -> serde_json::Result<Value> {
+    Ok(json!({
+        "normalizer": serde_json::to_value(inner.get_normalizer())?,
+        "pre_tokenizer": serde_json::to_value(inner.get_pre_tokenizer())?,
+        "post_processor": serde_json::to_value(inner.get_post_processor())?,
+        "decoder": serde_json::to_value(inner.get_decoder())?,
+    }))
 }
 
 impl HfTokenizer {
@@ -95,14 +129,8 @@ impl HfTokenizer {
             Error::Data(format!("{name}: not a tokenizer.json that the tokenizers library understands: {why}"))
         };
         let mut file: Value = serde_json::from_str(&json).map_err(|e| bad(e.to_string()))?;
-        if let Some(why) = endless(&file) {
-            return Err(bad(why.into()));
-        }
-        if strips_ends(&file["decoder"]) {
-            return Err(bad("its decoder has a Strip with a stop above 0, which fails at shorter tokens".into()));
-        }
-        if let Some(name) = undefined(&file["post_processor"]) {
-            return Err(bad(format!("its post-processor uses the special token '{name}' and does not define it")));
+        if let Some(second) = discontinued(&file["model"]) {
+            return Err(bad(format!("the second part '{second}' of a merge lacks the prefix of continuing parts")));
         }
         // Left out at random, merges would make an encoding that cannot be repeated.
         let dropout = file["model"]["dropout"].is_number();
@@ -112,6 +140,16 @@ impl HfTokenizer {
         let parsed = guarded("reading", || if dropout { file.to_string().parse() } else { json.parse() });
         let mut inner: tokenizers::Tokenizer =
             parsed.map_err(|e| bad(e.to_string()))?.map_err(|e: tokenizers::Error| bad(e.to_string()))?;
+        let around = understood(&inner).map_err(|e| bad(e.to_string()))?;
+        if let Some(why) = endless(&around) {
+            return Err(bad(why.into()));
+        }
+        if strips_ends(&around["decoder"]) {
+            return Err(bad("its decoder has a Strip with a stop above 0, which fails at shorter tokens".into()));
+        }
+        if let Some(name) = undefined(&around["post_processor"]) {
+            return Err(bad(format!("its post-processor uses the special token '{name}' and does not define it")));
+        }
         inner.with_truncation(None).map_err(|e| bad(e.to_string()))?;
         inner.with_padding(None);
         let vocab = inner.get_vocab(true);
