@@ -63,6 +63,8 @@ pub struct LlamaConfig {
     pub window: usize,
     /// Every so manieth layer sees the whole context in spite of `window`; 0 = none does (Gemma 2: 2).
     pub window_period: usize,
+    /// Layers before this one, counted from 0, see the whole context in spite of `window` (Qwen2's `max_window_layers`).
+    pub window_from: usize,
     /// Base of RoPE's frequencies.
     pub rope_base: f64,
     pub rope_layout: RopeLayout,
@@ -116,6 +118,7 @@ impl Default for LlamaConfig {
             final_softcap: 0.0,
             window: 0,
             window_period: 0,
+            window_from: 0,
             rope_base: 10000.0,
             rope_layout: RopeLayout::HalfSplit,
             rope_dims: 0,
@@ -158,7 +161,7 @@ impl LlamaConfig {
     /// Width of the attention window of layer `i`; 0: it sees the whole context.
     pub fn window_of(&self, i: usize) -> usize {
         let whole = self.window_period > 0 && (i + 1).is_multiple_of(self.window_period);
-        if whole { 0 } else { self.window }
+        if whole || i < self.window_from { 0 } else { self.window }
     }
 
     /// Number of trained scalars, in closed form; needs `vocab_size`. Derived fields may still be 0.
@@ -244,6 +247,12 @@ impl LlamaConfig {
             if value < least || value > most {
                 return fail(format!("model.{key} = {value} must be {least} to {most}"));
             }
+        }
+        if self.window > 0 && self.window_from >= self.layers {
+            return fail(format!(
+                "model.window_from = {}: there are {} layers, so none has the window; use a smaller number, or model.window = 0",
+                self.window_from, self.layers
+            ));
         }
         if self.head_dim == 0 && !self.width.is_multiple_of(self.heads) {
             return fail(format!(

@@ -14,7 +14,7 @@ pub const STRIDE: usize = 5;
 /// Models with weights of their own.
 pub const WHOLE: [&str; 7] = ["llama", "llama-biases", "mistral", "qwen2", "gemma", "gemma2", "gpt2"];
 /// Models that have another's weights and a config.json of their own.
-pub const VARIANTS: [&str; 7] = [
+pub const VARIANTS: [&str; 8] = [
     "llama-linear",
     "llama-dynamic",
     "llama-yarn",
@@ -22,6 +22,7 @@ pub const VARIANTS: [&str; 7] = [
     "llama-llama3",
     "gemma2-plain",
     "qwen2-windowed",
+    "qwen2-late-windows",
 ];
 
 pub fn every() -> impl Iterator<Item = &'static str> {

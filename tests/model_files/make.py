@@ -188,6 +188,13 @@ def main():
     # The scale that llama.cpp gives every Gemma 2 of this shape.
     variant("gemma2-plain", "gemma2", pieces, lambda c: c.update(query_pre_attn_scalar=16))
     variant("qwen2-windowed", "qwen2", bytes_, lambda c: c.update(use_sliding_window=True, sliding_window=6, max_window_layers=0, layer_types=["sliding_attention"] * 2))
+
+    def late_windows(config):
+        """As transformers 4 wrote it: which layers have the window follows from the number of those that have not."""
+        config.update(use_sliding_window=True, sliding_window=6, max_window_layers=1)
+        del config["layer_types"]
+
+    variant("qwen2-late-windows", "qwen2", bytes_, late_windows)
     save_file(golden, HERE / "logits.safetensors")
 
 

@@ -1,6 +1,6 @@
 //! Metadata of a GGUF file, read as a configuration of ours. What llama.cpp computes differently from this program is refused by name.
 
-use super::layers::window_period;
+use super::layers::set_windows;
 use super::llama3;
 use crate::config::{FeedForward, GptConfig, LlamaConfig, ModelConfig, Norm, Positions, RopeLayout, RopeScaling};
 use crate::models::weights::StoredWeight;
@@ -202,11 +202,12 @@ fn window(keys: &Keys, c: &mut LlamaConfig) -> Result<()> {
     const PATTERN: &str = "attention.sliding_window_pattern";
     match keys.metadata().get(&keys.key(PATTERN)) {
         None => {}
-        Some(Value::Array(Array::Bool(windowed))) if windowed.len() == c.layers => match window_period(windowed) {
-            Some(Some(period)) => c.window_period = period,
-            Some(None) => (c.window, c.window_period) = (0, 0),
-            None => return Err(keys.bad(PATTERN, "is not supported: whole layers must come at every n-th place")),
-        },
+        Some(Value::Array(Array::Bool(windowed))) if windowed.len() == c.layers => {
+            if !set_windows(c, windowed) {
+                let what = "is not supported: layers that see the whole context must come at every n-th place or before all others";
+                return Err(keys.bad(PATTERN, what));
+            }
+        }
         Some(_) => c.window_period = keys.size(PATTERN, 0)?.unwrap_or(0),
     }
     Ok(())

@@ -2,7 +2,7 @@
 //! compute differently from this program is refused by name.
 
 use super::keys::Keys;
-use super::layers::window_period;
+use super::layers::set_windows;
 use crate::config::{FeedForward, GptConfig, LlamaConfig, ModelConfig, Norm, Positions, RopeLayout, RopeScaling};
 use crate::{Error, Result};
 use serde_json::Value;
@@ -175,24 +175,20 @@ fn activation(keys: &Keys, architecture: Architecture, c: &mut LlamaConfig) -> R
 fn window(keys: &Keys, architecture: Architecture, c: &mut LlamaConfig) -> Result<()> {
     let absent = |default: usize| if keys.is_null("sliding_window") { 0 } else { default };
     let size = keys.size("sliding_window", 1)?;
-    let (window, default_period) = match architecture {
-        Architecture::Mistral => (size.unwrap_or_else(|| absent(4096)), 0),
-        Architecture::Gemma2 => (size.unwrap_or_else(|| absent(4096)), 2),
+    (c.window, c.window_period, c.window_from) = match architecture {
+        Architecture::Mistral => (size.unwrap_or_else(|| absent(4096)), 0, 0),
+        Architecture::Gemma2 => (size.unwrap_or_else(|| absent(4096)), 2, 0),
         Architecture::Qwen2 if keys.flag("use_sliding_window")?.unwrap_or(false) => {
             let whole = keys.size("max_window_layers", 0)?.unwrap_or(28);
             match size.unwrap_or_else(|| absent(4096)) {
-                // Whole layers come first.
-                window if !keys.has("layer_types") && whole > 0 && whole < c.layers && window > 0 => {
-                    return Err(keys.bad("max_window_layers", "is not supported: 0 or the number of layers is"));
-                }
-                _ if !keys.has("layer_types") && whole >= c.layers => (0, 0),
-                window => (window, 0),
+                _ if !keys.has("layer_types") && whole >= c.layers => (0, 0, 0),
+                0 => (0, 0, 0),
+                window => (window, 0, whole),
             }
         }
-        _ => (0, 0),
+        _ => (0, 0, 0),
     };
-    (c.window, c.window_period) = (window, default_period);
-    if let (Some(types), true) = (keys.get("layer_types"), window > 0) {
+    if let (Some(types), true) = (keys.get("layer_types"), c.window > 0) {
         let types: Option<Vec<bool>> = types
             .as_array()
             .and_then(|list| {
@@ -208,14 +204,9 @@ fn window(keys: &Keys, architecture: Architecture, c: &mut LlamaConfig) -> Resul
         let types = types.ok_or_else(|| {
             keys.bad("layer_types", "must name sliding_attention or full_attention for every layer, nothing else")
         })?;
-        match window_period(&types) {
-            Some(Some(period)) => c.window_period = period,
-            Some(None) => (c.window, c.window_period) = (0, 0),
-            None => {
-                let what = "is not supported: whole layers must come at every n-th place, as n, 2n, .. (not first, as \
-                    Qwen2's max_window_layers has them)";
-                return Err(keys.bad("layer_types", what));
-            }
+        if !set_windows(c, &types) {
+            let what = "is not supported: layers that see the whole context must come at every n-th place, as n, 2n, .., or before all others";
+            return Err(keys.bad("layer_types", what));
         }
     }
     Ok(())

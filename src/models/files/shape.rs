@@ -148,9 +148,9 @@ pub(super) fn for_hf(c: &LlamaConfig) -> Result<Hf> {
     }
     match (t.windowed, c.qkv_bias, c.output_bias || c.ff_bias) {
         (_, true, false) => Ok(Hf::Qwen2),
-        (true, false, false) if c.window_period == 0 => Ok(Hf::Mistral),
+        (true, false, false) if c.window_period == 0 && c.window_from == 0 => Ok(Hf::Mistral),
         (true, false, false) => refuse(
-            "model.window_period without biases and norms of a Qwen2 or a Gemma 2",
+            "model.window_period or model.window_from without biases and norms of a Qwen2 or a Gemma 2",
             file,
             "a Mistral has its window in all layers",
         ),
@@ -192,9 +192,10 @@ pub(super) fn for_gguf(c: &LlamaConfig) -> Result<(Gguf, Vec<String>)> {
     if c.post_norms {
         check_gemma(c, &t, file)?;
         untied("Gemma 2")?;
-        if t.windowed && c.window_period != 2 {
-            let what = format!("model.window_period = {} with model.post_norms", c.window_period);
-            return refuse(&what, file, "a Gemma 2 has 2");
+        if t.windowed && (c.window_period, c.window_from) != (2, 0) {
+            let (period, from) = (c.window_period, c.window_from);
+            let what = format!("model.window_period = {period} and window_from = {from} with model.post_norms");
+            return refuse(&what, file, "a Gemma 2 has 2 and 0");
         }
         if !(c.attention_softcap > 0.0 && c.final_softcap > 0.0) {
             return refuse(

@@ -188,7 +188,7 @@ fn llama_keys(c: &LlamaConfig, architecture: Architecture, metadata: &mut Metada
     }
     if c.window > 0 {
         set("attention.sliding_window", size(c.window));
-        if architecture != Architecture::Gemma2 && c.window_period > 0 {
+        if architecture != Architecture::Gemma2 && (c.window_period > 0 || c.window_from > 0) {
             let windowed = (0..c.layers).map(|i| c.window_of(i) > 0).collect();
             set("attention.sliding_window_pattern", Value::Array(Array::Bool(windowed)));
         }

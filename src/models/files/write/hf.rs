@@ -153,7 +153,7 @@ fn llama_config(c: &LlamaConfig, class: Architecture) -> Result<Value> {
             let windowed = c.window > 0;
             config["use_sliding_window"] = windowed.into();
             config["sliding_window"] = window;
-            config["max_window_layers"] = if windowed { 0 } else { c.layers }.into();
+            config["max_window_layers"] = if windowed { c.window_from } else { c.layers }.into();
             config["layer_types"] = layer_types();
         }
         Architecture::Gemma => {
