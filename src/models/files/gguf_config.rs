@@ -201,12 +201,11 @@ fn window(keys: &Keys, c: &mut LlamaConfig) -> Result<()> {
     c.window_period = if gemma2 && c.window > 0 { 2 } else { 0 };
     const PATTERN: &str = "attention.sliding_window_pattern";
     match keys.metadata().get(&keys.key(PATTERN)) {
+        _ if c.window == 0 => {}
         None => {}
         Some(Value::Array(Array::Bool(windowed))) if windowed.len() == c.layers => {
-            if !set_windows(c, windowed) {
-                let what = "is not supported: layers that see the whole context must come at every n-th place or before all others";
-                return Err(keys.bad(PATTERN, what));
-            }
+            let what = "is not supported: layers that see the whole context must come at every n-th place or before all others";
+            return set_windows(c, windowed).then_some(()).ok_or_else(|| keys.bad(PATTERN, what));
         }
         Some(_) => c.window_period = keys.size(PATTERN, 0)?.unwrap_or(0),
     }
