@@ -42,15 +42,22 @@ fn a_configuration_that_cannot_be_is_refused_by_its_key() {
         ("llama", "num_hidden_layers", json!(1_000_000), "layers = 1000000"),
         ("llama", "num_hidden_layers", json!(3), "9 are missing"),
         ("llama", "num_attention_heads", json!(0), "num_attention_heads = 0"),
-        ("llama", "num_attention_heads", json!(5), "kv_heads"),
-        ("llama", "num_key_value_heads", json!(3), "kv_heads"),
+        ("llama", "num_attention_heads", json!(5), "num_key_value_heads"),
+        ("llama", "num_key_value_heads", json!(3), "num_key_value_heads"),
         (
             "llama",
             "num_key_value_heads",
             json!(4),
             "k_proj.weight` has shape [16, 32], the configuration asks for [32, 32]",
         ),
-        ("llama", "head_dim", json!(7), "RoPE"),
+        (
+            "llama",
+            "num_attention_heads",
+            json!(3),
+            "num_attention_heads = 3 is not divisible by num_key_value_heads = 2",
+        ),
+        ("llama", "num_hidden_layers", json!(100_000), "num_hidden_layers = 100000"),
+        ("llama", "head_dim", json!(7), "head_dim = 7"),
         ("llama", "head_dim", json!(100_000), "head_dim = 100000"),
         ("llama", "vocab_size", json!(300), "the configuration asks for [300, 32]"),
         ("llama", "rms_norm_eps", json!(0.0), "rms_norm_eps = 0.0"),
@@ -83,6 +90,7 @@ fn a_configuration_that_cannot_be_is_refused_by_its_key() {
         let message = refusal(&folder);
         assert!(message.contains(says), "{of} {key} = {value}: {message}");
         assert!(message.contains(folder.to_str().unwrap()), "{message}");
+        assert!(!message.contains("model.heads"), "a key of ours: {message}");
     }
 }
 
@@ -209,7 +217,7 @@ fn gguf_metadata_that_cannot_be_is_refused_by_its_key() {
         ("llama.embedding_length", GgufValue::I32(-32), "llama.embedding_length"),
         ("llama.embedding_length", text("32"), "llama.embedding_length"),
         ("llama.attention.head_count", GgufValue::U32(0), "llama.attention.head_count"),
-        ("llama.attention.head_count_kv", GgufValue::U32(3), "kv_heads"),
+        ("llama.attention.head_count_kv", GgufValue::U32(3), "llama.attention.head_count_kv"),
         ("llama.attention.head_count_kv", GgufValue::Array(Array::U32(vec![2, 1])), "llama.attention.head_count_kv"),
         ("llama.attention.value_length", GgufValue::U32(16), "llama.attention.value_length"),
         ("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(f32::NAN), "llama.attention.layer_norm_rms_epsilon"),
@@ -218,7 +226,7 @@ fn gguf_metadata_that_cannot_be_is_refused_by_its_key() {
         ("llama.rope.scaling.attn_factor", GgufValue::F32(2.0), "llama.rope.scaling.attn_factor"),
         ("llama.attention.causal", GgufValue::Bool(false), "llama.attention.causal"),
         ("llama.rope.freq_base", GgufValue::F32(0.0), "llama.rope.freq_base"),
-        ("llama.rope.dimension_count", GgufValue::U32(100), "rope_dims"),
+        ("llama.rope.dimension_count", GgufValue::U32(100), "llama.rope.dimension_count = 100"),
         ("llama.feed_forward_length", GgufValue::U32(64), "`blk.0.ffn_gate.weight` has shape [48, 32]"),
     ] {
         let dir = tempfile::tempdir().unwrap();

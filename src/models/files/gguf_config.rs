@@ -95,6 +95,23 @@ impl<'a> Keys<'a> {
     }
 }
 
+/// What our keys are called in the metadata, behind the name of the architecture.
+const NAMES: [(&str, &str); 13] = [
+    ("layers", "block_count"),
+    ("heads", "attention.head_count"),
+    ("kv_heads", "attention.head_count_kv"),
+    ("width", "embedding_length"),
+    ("head_dim", "attention.key_length"),
+    ("ff_width", "feed_forward_length"),
+    ("vocab_size", "vocab_size"),
+    ("context", "context_length"),
+    ("window", "attention.sliding_window"),
+    ("rope_base", "rope.freq_base"),
+    ("rope_dims", "rope.dimension_count"),
+    ("rope_factor", "rope.scaling.factor"),
+    ("rope_original_context", "rope.scaling.original_context_length"),
+];
+
 /// The configuration of a file.
 pub(super) fn read(file: &File) -> Result<(Architecture, ModelConfig)> {
     let name = file.metadata().require::<&str>("general.architecture")?;
@@ -110,13 +127,8 @@ pub(super) fn read(file: &File) -> Result<(Architecture, ModelConfig)> {
         Architecture::Gpt2 => ModelConfig::Gpt(gpt2(&keys)?),
         _ => ModelConfig::Llama(llama(&keys)?),
     };
-    let valid = match &model {
-        ModelConfig::Gpt(c) => c.validate(),
-        ModelConfig::Llama(c) => c.validate(),
-        ModelConfig::Coeus(_) => Ok(()),
-    };
-    let said = |e: Error| e.to_string().trim_start_matches("config: ").to_string();
-    valid.map_err(|e| Error::Checkpoint(format!("{}: {}", file.name(), said(e))))?;
+    let names = NAMES.map(|(ours, theirs)| (ours, keys.key(theirs)));
+    super::keys::check(file.name(), &model, &names.each_ref().map(|(ours, theirs)| (*ours, theirs.as_str())))?;
     Ok((architecture, model))
 }
 

@@ -75,6 +75,38 @@ impl Architecture {
     }
 }
 
+/// What our keys are called in a `config.json`.
+const NAMES: [(&str, &str); 19] = [
+    ("layers", "num_hidden_layers"),
+    ("heads", "num_attention_heads"),
+    ("kv_heads", "num_key_value_heads"),
+    ("width", "hidden_size"),
+    ("head_dim", "head_dim"),
+    ("ff_width", "intermediate_size"),
+    ("vocab_size", "vocab_size"),
+    ("context", "max_position_embeddings"),
+    ("window", "sliding_window"),
+    ("window_from", "max_window_layers"),
+    ("norm_eps", "rms_norm_eps"),
+    ("rope_base", "rope_theta"),
+    ("rope_dims", "head_dim"),
+    ("rope_factor", "factor"),
+    ("rope_low_freq_factor", "low_freq_factor"),
+    ("rope_high_freq_factor", "high_freq_factor"),
+    ("rope_beta_fast", "beta_fast"),
+    ("rope_beta_slow", "beta_slow"),
+    ("rope_original_context", "original_max_position_embeddings"),
+];
+const GPT2_NAMES: [(&str, &str); 7] = [
+    ("layers", "n_layer"),
+    ("heads", "n_head"),
+    ("width", "n_embd"),
+    ("ff_width", "n_inner"),
+    ("vocab_size", "vocab_size"),
+    ("context", "n_positions"),
+    ("norm_eps", "layer_norm_epsilon"),
+];
+
 /// The configuration in the text of a `config.json` that messages call `file`.
 pub(super) fn read(file: &str, config: &Value) -> Result<(Architecture, ModelConfig)> {
     let keys = Keys::new(file, config)?;
@@ -86,12 +118,7 @@ pub(super) fn read(file: &str, config: &Value) -> Result<(Architecture, ModelCon
         Architecture::Gpt2 => ModelConfig::Gpt(gpt2(&keys)?),
         _ => ModelConfig::Llama(llama(&keys, architecture)?),
     };
-    let valid = match &model {
-        ModelConfig::Gpt(c) => c.validate(),
-        ModelConfig::Llama(c) => c.validate(),
-        ModelConfig::Coeus(_) => Ok(()),
-    };
-    valid.map_err(|e| Error::Checkpoint(format!("{file}: {}", e.to_string().trim_start_matches("config: "))))?;
+    super::keys::check(file, &model, if architecture == Architecture::Gpt2 { &GPT2_NAMES } else { &NAMES })?;
     Ok((architecture, model))
 }
 

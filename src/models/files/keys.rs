@@ -1,10 +1,29 @@
 //! Values of a file's keys, checked as they are taken: an error names the file and the key.
 
+use crate::config::ModelConfig;
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 
 /// Largest size that a file may give: no width, context or vocabulary in use is near it, and no product of three leaves 128 bits.
 pub(super) const LARGEST: u64 = 1 << 24;
+
+/// Checks a configuration that comes from `file`. Messages call keys as the file does: `names` has pairs of our name and its own.
+pub(super) fn check(file: &str, model: &ModelConfig, names: &[(&str, &str)]) -> Result<()> {
+    let valid = match model {
+        ModelConfig::Gpt(c) => c.validate(),
+        ModelConfig::Llama(c) => c.validate(),
+        ModelConfig::Coeus(_) => Ok(()),
+    };
+    valid.map_err(|e| {
+        let message = e.to_string();
+        let mut names = names.to_vec();
+        // No name is to be taken for a longer one that begins like it.
+        names.sort_by_key(|(ours, _)| std::cmp::Reverse(ours.len()));
+        let put = |said: String, (ours, theirs): (&str, &str)| said.replace(&format!("model.{ours}"), theirs);
+        let said = names.into_iter().fold(message.trim_start_matches("config: ").to_string(), put);
+        Error::Checkpoint(format!("{file}: {said}"))
+    })
+}
 
 /// The keys of one object in a JSON file. A key that is null is a key that is not there, as in `transformers`.
 pub(super) struct Keys<'a> {

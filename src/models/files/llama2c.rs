@@ -84,14 +84,23 @@ fn config_of(c: &Config) -> LlamaConfig {
     config
 }
 
+/// What our keys are called in the header.
+const NAMES: [(&str, &str); 7] = [
+    ("layers", "n_layers"),
+    ("heads", "n_heads"),
+    ("kv_heads", "n_kv_heads"),
+    ("width", "dim"),
+    ("ff_width", "hidden_dim"),
+    ("vocab_size", "vocab_size"),
+    ("context", "seq_len"),
+];
+
 pub(super) fn open(path: &Path, given: Option<Tokenizer>) -> Result<ModelFile> {
     let file = File::open(path)?;
     let config = config_of(file.config());
-    let said = |e: Error| e.to_string().trim_start_matches("config: ").to_string();
-    config.validate().map_err(|e| Error::Checkpoint(format!("{}: {}", file.name(), said(e))))?;
-    let table = tables::llama2c(&config);
-    let rows = config.vocab_size;
+    let (table, rows) = (tables::llama2c(&config), config.vocab_size);
     let config = ModelConfig::Llama(config);
+    super::keys::check(file.name(), &config, &NAMES)?;
     let tokenizer = given.map_or_else(|| tokenizer_beside(path, rows), Ok)?;
     super::check_vocabulary(file.name(), &config, &tokenizer)?;
     let tensors = Llama2cTensors { file, source: Source::open(path)? };
