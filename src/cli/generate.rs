@@ -230,7 +230,8 @@ impl Continuing<'_> {
         self.print_prompt();
         let begun = Instant::now();
         let mut on_text = printer(self.json);
-        let generation = infer::continue_text(&mut self.session, &[], &self.options, &mut on_text)?;
+        let generation = infer::continue_text(&mut self.session, &[], &self.options, &mut on_text);
+        let generation = self.end_line(generation)?;
         Ok(Sample { generation, speculation: None, read, run, reading, seconds: begun.elapsed().as_secs_f64() })
     }
 
@@ -250,8 +251,8 @@ impl Continuing<'_> {
             (None, longest) => Draft::Text { longest: longest.unwrap_or(3) },
         };
         let (ids, ahead) = (&self.ids, self.args.draft_tokens);
-        let (generation, acceptance) =
-            speculative::continue_text(&mut self.session, draft, ids, &self.options, ahead, &mut on_text)?;
+        let result = speculative::continue_text(&mut self.session, draft, ids, &self.options, ahead, &mut on_text);
+        let (generation, acceptance) = self.end_line(result)?;
         let all = begun.elapsed().as_secs_f64();
         let reading = first.unwrap_or(all);
         let read = self.ids.len() as u64;
@@ -283,6 +284,14 @@ impl Continuing<'_> {
             print!("{}", self.args.prompt);
             let _ = std::io::stdout().flush();
         }
+    }
+
+    /// An error's message does not stand behind the text that was begun.
+    fn end_line<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() && !self.json && self.args.tokens > 0 {
+            println!();
+        }
+        result
     }
 
     fn record(&self, sample: &Sample) -> serde_json::Value {

@@ -4,6 +4,7 @@ use super::gpu::tiles::Choices;
 use super::probe::{self, Measured, Memory, Workloads};
 use super::{Device, gpu, roof};
 use crate::{Error, Result};
+use std::path::Path;
 
 /// A device and, for the user, why it was chosen.
 #[derive(Clone, Debug)]
@@ -188,6 +189,10 @@ fn choose_between(
     if spec.trim().eq_ignore_ascii_case("cpu") {
         return Ok(cpu("as asked".into()));
     }
+    let automatic = spec.trim().eq_ignore_ascii_case("auto");
+    if automatic && cfg!(target_os = "linux") && !has_gpu_file(Path::new("/dev")) {
+        return Ok(cpu("/dev has no GPU; --device gpu asks Vulkan all the same".into()));
+    }
     let adapters = adapters();
     let summary: Vec<Adapter> = adapters.iter().map(|(a, _)| a.clone()).collect();
     let (index, why) = match pick(spec, &summary)? {
@@ -198,7 +203,6 @@ fn choose_between(
         Pick::Gpu(index, why) => (index, Some(why)),
         Pick::Measure(index) => (index, None),
     };
-    let automatic = spec.trim().eq_ignore_ascii_case("auto");
     let (mut why, mut slower) = (why, None);
     if why.is_none()
         && let Some(flops) = step_flops
@@ -233,6 +237,18 @@ fn choose_between(
         (None, Some((g, c))) if prefer_gpu(&g, &c) => gpu(&format!("an integrated GPU: {}", comparison(&g, &c))),
         (None, Some((g, c))) => cpu(format!("faster than {name}: {}{warning}", comparison(&g, &c))),
     })
+}
+
+/// Whether a folder like Linux's /dev has a file through which a driver reaches a GPU: those of the kernel's graphics drivers, of NVIDIA's
+/// own, of WSL, and of phones' and boards' chips. Without one Vulkan has software GPUs at most, which `auto` does not take, and whose
+/// compilers cost a small run more memory than the model.
+fn has_gpu_file(dev: &Path) -> bool {
+    const BEGINNINGS: [&str; 8] = ["nvidia", "dxg", "kfd", "mali", "kgsl", "nvhost", "nvgpu", "pvr"];
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    !names(&dev.join("dri")).is_empty() || names(dev).iter().any(|name| BEGINNINGS.iter().any(|b| name.starts_with(b)))
 }
 
 /// Whether a GPU was found faster than the CPU for training steps of so many FLOPs; none where that was not measured.
@@ -310,6 +326,20 @@ mod tests {
 
     fn adapter(name: &str, backend: &str, kind: Kind, device: u32) -> Adapter {
         Adapter { name: name.into(), backend: backend.into(), kind, vendor: 0x10de, device }
+    }
+
+    #[test]
+    fn a_gpu_has_a_file() {
+        let dev = tempfile::tempdir().unwrap();
+        let file = |name: &str| std::fs::write(dev.path().join(name), "").unwrap();
+        ["null", "nvme0n1", "nvram", "kvm", "dsp"].into_iter().for_each(file);
+        std::fs::create_dir(dev.path().join("dri")).unwrap();
+        assert!(!has_gpu_file(dev.path()) && !has_gpu_file(&dev.path().join("none")));
+        for name in ["dri/renderD128", "nvidia0", "nvidiactl", "dxg", "mali0", "kgsl-3d0"] {
+            file(name);
+            assert!(has_gpu_file(dev.path()), "{name}");
+            std::fs::remove_file(dev.path().join(name)).unwrap();
+        }
     }
 
     fn laptop() -> Vec<Adapter> {
